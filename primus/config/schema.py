@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The typed, frozen configuration of a training run.
+
+Megatron's keys keep Megatron's names and meanings; keys of this project begin with `sft_`. The text under each field is
+its documentation, in the docs and in error messages alike.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class LoraConfig(_Section):
+    """Low-rank adaptation of the linear layers."""
+
+    enabled: bool = False
+    """Train adapters instead of all weights."""
+    dim: PositiveInt = 32
+    """Rank of the adapters."""
+    alpha: PositiveFloat = 32
+    """Scaling: an adapter's output is multiplied by `alpha / dim`."""
+    dropout: Fraction = 0.0
+    """Dropout inside the adapter."""
+    dropout_position: Literal["pre", "post"] = "pre"
+    """Before or after the adapter's two matrices."""
+    target_modules: tuple[str, ...] = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
+    """The layers that get an adapter, by Megatron's names."""
+
+
+class ModelKeys(_Section):
+    """A GPT model of the Llama family, in Megatron's words."""
+
+    num_layers: PositiveInt
+    """Transformer layers."""
+    hidden_size: PositiveInt
+    """Width of the residual stream."""
+    ffn_hidden_size: PositiveInt
+    """Width inside the MLP (of one branch, with `swiglu`)."""
+    num_attention_heads: PositiveInt
+    """Query heads."""
+    num_query_groups: PositiveInt | None = None
+    """Key and value heads; None means as many as query heads."""
+    kv_channels: PositiveInt | None = None
+    """Width of one head; None means `hidden_size / num_attention_heads`."""
+    max_position_embeddings: PositiveInt = 4096
+    """Longest sequence the model is meant for; `seq_length` may not exceed it."""
+    position_embedding_type: Literal["rope"] = "rope"
+    """How positions enter the model."""
+    rotary_base: PositiveFloat = 10000
+    """Base of the rotary frequencies (`rope_theta`)."""
+    use_rope_scaling: bool = False
+    """Scale the rotary frequencies as Llama 3.1 and later do."""
+    rope_scaling_factor: PositiveFloat = 8.0
+    """Factor of `use_rope_scaling`."""
+    normalization: Literal["RMSNorm"] = "RMSNorm"
+    """The normalisation layer."""
+    norm_epsilon: PositiveFloat = 1e-5
+    """Epsilon of the normalisation layers."""
+    swiglu: bool = True
+    """Gated SiLU in the MLP."""
+    add_bias_linear: Literal[False] = False
+    """Biases in the linear layers; the Llama family has none."""
+    add_qkv_bias: bool = False
+    """Bias in the query, key and value projection, as Qwen2 has."""
+    qk_layernorm: bool = False
+    """Normalise queries and keys, as Qwen3 does."""
+    untie_embeddings_and_output_weights: bool = True
+    """False shares one matrix between the embedding and the output layer."""
+    init_method_std: PositiveFloat = 0.02
+    """Standard deviation of freshly initialised weights."""
+    attention_dropout: Fraction = 0.0
+    """Dropout on the attention weights."""
+    hidden_dropout: Fraction = 0.0
+    """Dropout on the residual branches."""
+    make_vocab_size_divisible_by: PositiveInt = 128
+    """The embedding is padded to a multiple of this times the tensor parallel size."""
+    vocab_size: PositiveInt | None = None
+    """Rows of the embedding before padding; None takes it from the tokenizer."""
+
+
+class DataKeys(_Section):
+    """What is trained on, and which of its tokens are targets."""
+
+    tokenizer_model: str | None = None
+    """A folder or name for `AutoTokenizer`, a `tokenizer.json`, or a SentencePiece `.model`."""
+    sft_dataset_name: str | tuple[str, ...] | None = None
+    """One or several data files, or a folder that holds one file per split (`train.jsonl`, `validation.jsonl`)."""
+    sft_dataset_split: str = "train"
+    """The split of a folder that is trained on."""
+    sft_validation_dataset_name: str | tuple[str, ...] | None = None
+    """Files to validate on; excludes `sft_validation_fraction`."""
+    sft_validation_split: str | None = None
+    """The split of a folder to validate on."""
+    sft_validation_fraction: Fraction = 0.0
+    """Share of the rows held out for validation, chosen by content, so that equal rows are on the same side."""
+    sft_messages_field: str | tuple[str, ...] = "messages"
+    """The field, or fields, of a row that hold its messages; rows without one of them are read as single-turn."""
+    sft_conversation_format: str = "openai"
+    """The formatter: `openai` (also `messages`, `chatml`) or `alpaca`."""
+    sft_supervise_end_of_turn: bool = True
+    """Train the token that ends an assistant turn; without it a model never learns to stop."""
+    sft_supervise_turns: Literal["all", "last"] = "all"
+    """Which assistant turns of a conversation are targets."""
+    sft_truncation: Literal["error", "drop", "right"] = "error"
+    """What happens to a conversation longer than `seq_length`."""
+    sft_bad_rows: Literal["error", "quarantine"] = "error"
+    """Stop at bad rows, or write them with their reasons to a file and train the rest."""
+    sft_add_bos: bool | None = None
+    """Begin with the tokenizer's BOS; None does what the tokenizer does by itself."""
+    sft_add_eos: bool = False
+    """End the sequence with the tokenizer's EOS, which is never a target."""
+    sft_length_bucket: NonNegativeInt = 0
+    """Sort by length inside blocks of this many sequences, so that less is padding; 0 shuffles freely."""
+    sft_pad_to_multiple_of: PositiveInt = 8
+    """A batch is padded to its longest sequence, rounded up to this."""
+    enable_packed_sequences: bool = False
+    """Several conversations in one sequence."""
+    num_workers: NonNegativeInt = 0
+    """Processes that tokenize; 0 uses the training process."""
+
+
+class OptimizationKeys(_Section):
+    """Steps, batch sizes, optimizer and schedule, in Megatron's words."""
+
+    seq_length: PositiveInt
+    """Positions of a training sequence."""
+    micro_batch_size: PositiveInt = 1
+    """Sequences of one forward pass on one data-parallel rank."""
+    global_batch_size: PositiveInt
+    """Sequences of one optimizer step, over all ranks."""
+    train_iters: PositiveInt | None = None
+    """Optimizer steps; None takes `sft_num_epochs`."""
+    sft_num_epochs: PositiveFloat | None = None
+    """Passes over the data; excludes `train_iters`."""
+    eval_interval: NonNegativeInt = 100
+    """Steps between evaluations; 0 evaluates only at the end."""
+    eval_iters: NonNegativeInt = 0
+    """Batches of `global_batch_size` per evaluation; 0 takes the whole validation split."""
+    optimizer: Literal["adam"] = "adam"
+    """AdamW."""
+    lr: NonNegativeFloat
+    """Peak learning rate."""
+    min_lr: NonNegativeFloat = 0.0
+    """Learning rate at the end of the decay."""
+    lr_warmup_iters: NonNegativeInt = 0
+    """Steps of linear warm-up."""
+    lr_decay_iters: PositiveInt | None = None
+    """Steps after which `min_lr` is reached; None means `train_iters`."""
+    lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = "cosine"
+    """Shape of the decay."""
+    lr_wsd_decay_style: Literal["linear", "cosine", "exponential", "minus_sqrt"] = "linear"
+    """Shape of the last phase of WSD."""
+    lr_wsd_decay_iters: PositiveInt | None = None
+    """Steps of the last phase of WSD."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay; norms and biases are not decayed."""
+    adam_beta1: Fraction = 0.9
+    """AdamW's first beta."""
+    adam_beta2: Fraction = 0.95
+    """AdamW's second beta."""
+    adam_eps: PositiveFloat = 1e-8
+    """AdamW's epsilon."""
+    clip_grad: NonNegativeFloat = 1.0
+    """Limit of the global gradient norm; 0 does not clip."""
+    seed: NonNegativeInt = 1234
+    """Seed of the weights, the order of the data, and dropout."""
+    bf16: bool = False
+    """Train in bfloat16 with float32 main weights; False trains in float32."""
+
+
+class SystemKeys(_Section):
+    """Parallel layout, checkpoints and reporting, in Megatron's words."""
+
+    tensor_model_parallel_size: PositiveInt = 1
+    """Ranks that share each layer's matrices."""
+    pipeline_model_parallel_size: PositiveInt = 1
+    """Ranks that share the layers."""
+    virtual_pipeline_model_parallel_size: PositiveInt | None = None
+    """Model chunks per pipeline rank."""
+    context_parallel_size: PositiveInt = 1
+    """Ranks that share each sequence."""
+    sequence_parallel: bool = False
+    """Shard activations between tensor-parallel regions."""
+    use_distributed_optimizer: bool = False
+    """Shard the optimizer state over the data-parallel ranks."""
+    overlap_grad_reduce: bool = False
+    """Reduce gradients while the backward pass runs."""
+    overlap_param_gather: bool = False
+    """Gather parameters while the forward pass runs; needs `use_distributed_optimizer`."""
+    recompute_granularity: Literal["full", "selective"] | None = None
+    """Recompute activations in the backward pass to save memory."""
+    recompute_method: Literal["uniform", "block"] | None = None
+    """Which layers `full` recomputes."""
+    recompute_num_layers: PositiveInt | None = None
+    """Layers per recomputed block."""
+    distributed_timeout_minutes: PositiveInt = 60
+    """Longest wait of a collective."""
+    finetune: bool = False
+    """Load weights only, and start at step 0."""
+    load: Path | None = None
+    """A checkpoint folder to start from."""
+    hf_path: str | None = None
+    """A Hugging Face folder to take the weights from."""
+    save: Path | None = None
+    """Where checkpoints go; None means `checkpoints/` of the experiment."""
+    save_interval: NonNegativeInt = 0
+    """Steps between checkpoints; one is always written at the end."""
+    ckpt_format: Literal["torch_dist"] = "torch_dist"
+    """Format of checkpoints."""
+    log_interval: PositiveInt = 1
+    """Steps between lines of the metrics file."""
+    tensorboard: bool = True
+    """Write TensorBoard events."""
+
+
+class TrainerConfig(DataKeys, ModelKeys, OptimizationKeys, SystemKeys):
+    """Every key that a trainer module may set, flat, as Megatron's arguments are."""
+
+    stage: Literal["sft"] = "sft"
+    """The kind of training."""
+    lora: LoraConfig = LoraConfig()
+    """Low-rank adaptation."""
+
+
+class TrainConfig(_Section):
+    """A training run: where its output goes, and its one trainer module."""
+
+    work_group: str = "primus"
+    """First folder of the output path."""
+    user_name: str = "user"
+    """Second folder of the output path."""
+    exp_name: str
+    """Third folder of the output path."""
+    workspace: Path = Path("output")
+    """Root of the output path."""
+    framework: Literal["megatron"] = "megatron"
+    """The training backend."""
+    trainer: TrainerConfig
+    """The trainer module, presets and overrides merged."""
+
+    @property
+    def exp_dir(self) -> Path:
+        """The folder that everything of this run is written to."""
+        return self.workspace / self.work_group / self.user_name / self.exp_name
