@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The conversation and its parts: frozen, and valid if they exist."""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from primus.errors import ConversationError
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+ROLES: tuple[str, ...] = get_args(Role)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that the assistant asks to be called.
+
+    Attributes:
+        name: The function's name.
+        arguments: Its arguments as a JSON object in canonical text: parsed and written again by `json.dumps` with its
+            default separators and without ASCII escapes, which is what a chat template's `tojson` writes.
+        id: The identifier that the tool's answer refers to, if the source has one.
+    """
+
+    name: str
+    arguments: str
+    id: str | None = None
+
+    def __post_init__(self) -> None:
+        check_encodable(f"tool call {self.name!r}", self.name + self.arguments)
+
+    def to_json(self) -> str:
+        """The call as models with Hermes or Qwen tool templates write it.
+
+        Examples:
+            >>> ToolCall(name="add", arguments='{"a": 1}').to_json()
+            '{"name": "add", "arguments": {"a": 1}}'
+        """
+        return f'{{"name": {json.dumps(self.name, ensure_ascii=False)}, "arguments": {self.arguments}}}'
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation.
+
+    Attributes:
+        role: Who speaks.
+        content: What is said; empty beside tool calls that stand alone.
+        tool_calls: Calls that follow the content (assistant only).
+        tool_call_id: The call that a tool message answers.
+        name: The speaker's or the tool's name, where the source has one.
+        reasoning: What the assistant thought before it spoke.
+        weight: Factor of this turn's loss; 0 keeps the turn as context only, None leaves it to the data set.
+        input_start: Where in the content the `input` of a single-turn row begins, after the instruction and a blank
+            line, for formats that give it a section of its own; None if there is none.
+
+    Raises:
+        ConversationError: If a field does not fit the role, a text is not encodable, or the weight is not a finite
+            number of at least 0. The message says what; the caller adds the place.
+    """
+
+    role: Role
+    content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+    reasoning: str | None = None
+    weight: float | None = None
+    input_start: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise ConversationError(f"unknown role {self.role!r}; use one of {', '.join(ROLES)}", reason="role")
+        if self.role != "assistant":
+            if self.tool_calls:
+                raise ConversationError(f"a {self.role} message has tool_calls; only the assistant calls tools",
+                                        reason="tool_calls")  # fmt: skip
+            if self.reasoning is not None:
+                raise ConversationError(f"a {self.role} message has reasoning; only the assistant reasons",
+                                        reason="reasoning")  # fmt: skip
+            if self.weight:
+                raise ConversationError(
+                    f"a {self.role} message has weight {self.weight}; only assistant messages are trained, so drop the"
+                    " weight or set it to 0", reason="weight")  # fmt: skip
+        if self.weight is not None and not (math.isfinite(self.weight) and self.weight >= 0):
+            raise ConversationError(f"weight {self.weight} is not a finite number of at least 0", reason="weight")
+        for what, text in (("content", self.content), ("reasoning", self.reasoning or "")):
+            check_encodable(what, text)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages that belong together, in order.
+
+    Attributes:
+        messages: At least one message, of which at least one is the assistant's.
+        tools: Definitions of the tools that the assistant may call, each as canonical JSON text.
+        origin: Where the conversation came from, as `file:line`; not part of its identity.
+        ignored_fields: Fields of the source's messages that have no place here, sorted; not part of its identity.
+
+    Raises:
+        ConversationError: If there is no message, or no assistant message. The error begins with the origin.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[str, ...] = ()
+    origin: str = field(default="<memory>", compare=False)
+    ignored_fields: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        for tool in self.tools:
+            check_encodable(f"{self.origin}: tools", tool)
+        if not self.messages:
+            raise ConversationError(f"{self.origin}: there are no messages; drop the row", reason="empty")
+        if not any(message.role == "assistant" for message in self.messages):
+            raise ConversationError(
+                f"{self.origin}: none of the {len(self.messages)} messages is the assistant's, so there is nothing to"
+                " train; drop the row",
+                reason="no_assistant",
+            )
+
+    @property
+    def content_hash(self) -> str:
+        """128 bits that are equal for equal conversations, wherever they came from.
+
+        Splits go by it: two copies of a conversation can't land on different sides of a train/validation split.
+        """
+        facts: list[Any] = [list(self.tools)]
+        for m in self.messages:
+            calls = [[c.name, c.arguments] for c in m.tool_calls]
+            facts.append([m.role, m.content, calls, m.reasoning])
+        text = json.dumps(facts, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def check_encodable(what: str, text: str) -> None:
+    """Refuse text that UTF-8 cannot hold.
+
+    Raises:
+        ConversationError: If there is a lone surrogate, as a broken escape in JSON leaves.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        raise ConversationError(
+            f"{what} has the lone surrogate U+{ord(text[exc.start]):04X} at character {exc.start}, which is no text;"
+            " repair the source's escapes",
+            reason="encoding",
+        ) from exc

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of a data file, each with its origin.
+
+A file that can't be opened is an error; a row that can't be decoded is a `Row` with an error, so that the caller's
+policy decides whether the rest is used.
+"""
+
+import gzip
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from primus.errors import DataError
+
+_COMPRESSIONS = (".gz", ".zst")
+FORMATS = (".jsonl", ".json", ".parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as it was read.
+
+    Attributes:
+        origin: `file:line` (JSONL, lines from 1) or `file[index]` (JSON list and Parquet, rows from 0).
+        value: The decoded row; None if it could not be decoded.
+        error: Why it could not be decoded, as a complete message; None if it could.
+        raw: The text of a row that could not be decoded.
+    """
+
+    origin: str
+    value: Any = None
+    error: str | None = None
+    raw: str | None = None
+
+
+def read_rows(path: str | Path) -> Iterator[Row]:
+    """Yield the rows of a data file in order, in constant memory for JSONL and Parquet.
+
+    Args:
+        path: `.jsonl`, `.json` (a list of rows) or `.parquet`; the first two also with `.gz` or `.zst` behind.
+
+    Yields:
+        A row for each line that is not blank, or for each element. A line that is not valid UTF-8 or JSON is a row with
+        its `error` set.
+
+    Raises:
+        DataError: If the file does not exist, is no regular file, is empty or damaged, has another ending, or a `.json`
+            file is not a list. The message begins with the path.
+    """
+    path = Path(path)
+    kind = _kind(path)
+    if not path.exists():
+        raise DataError(f"{path}: no such file; check the path (relative paths start at {Path.cwd()})")
+    if not path.is_file():
+        raise DataError(f"{path}: is not a file; name a {', '.join(FORMATS)} file")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty; a data file needs at least one row")
+    rows = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}[kind](path)
+    count = 0
+    for row in rows:
+        count += 1
+        yield row
+    if count == 0:
+        raise DataError(f"{path}: the file has no rows; a data file needs at least one")
+
+
+def _kind(path: Path) -> str:
+    suffixes = [s.lower() for s in path.suffixes]
+    if suffixes and suffixes[-1] in _COMPRESSIONS:
+        suffixes.pop()
+    if not suffixes or suffixes[-1] not in FORMATS:
+        raise DataError(
+            f"{path}: the ending of the name tells no known format; use {', '.join(FORMATS)}"
+            f" (the first two also with {' or '.join(_COMPRESSIONS)})"
+        )
+    return suffixes[-1]
+
+
+@contextmanager
+def _open_bytes(path: Path) -> Iterator[IO[bytes]]:
+    """The decompressed bytes of a file; damage in a compressed file becomes a DataError."""
+    suffix = path.suffix.lower()
+    try:
+        with path.open("rb") as raw:
+            if suffix == ".gz":
+                with gzip.open(raw) as unzipped:
+                    yield io.BufferedReader(unzipped)  # type: ignore[arg-type]
+            elif suffix == ".zst":
+                import zstandard
+
+                try:
+                    with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as unzipped:
+                        yield io.BufferedReader(unzipped)
+                except zstandard.ZstdError as exc:
+                    raise DataError(f"{path}: the zst data is damaged ({exc}); make or copy the file again") from exc
+            else:
+                yield raw
+    except (EOFError, gzip.BadGzipFile) as exc:
+        raise DataError(f"{path}: the gz data is damaged ({exc}); make or copy the file again") from exc
+    except PermissionError as exc:
+        raise DataError(f"{path}: may not be read ({exc.strerror}); change its permissions") from exc
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    with _open_bytes(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line.strip():
+                yield _decode(line, origin=f"{path}:{number}")
+
+
+def _decode(line: bytes, *, origin: str) -> Row:
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as exc:
+        error = f"{origin}: not UTF-8 at byte {exc.start} (0x{line[exc.start]:02x}); save the file as UTF-8"
+        return Row(origin, error=error, raw=line.decode(errors="backslashreplace").rstrip("\r\n"))
+    try:
+        return Row(origin, value=load_json(text))
+    except json.JSONDecodeError as exc:
+        error = f"{origin}: not valid JSON: {exc.msg} at column {exc.colno}; write one JSON object per line"
+    except (ValueError, RecursionError) as exc:
+        error = f"{origin}: not valid JSON: {exc}; write one JSON object per line"
+    return Row(origin, error=error, raw=text.rstrip("\r\n"))
+
+
+def load_json(text: str) -> Any:
+    """Decode JSON strictly: a repeated key or a number like NaN is refused, where `json.loads` loses or invents data.
+
+    Raises:
+        ValueError: If the text is not JSON (then a `json.JSONDecodeError`), repeats a key, or has NaN or Infinity.
+    """
+    return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
+        seen: set[str] = set()
+        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {repeated!r} stands twice in one object")
+    return unique
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _read_json(path: Path) -> Iterator[Row]:
+    with _open_bytes(path) as file:
+        data = file.read()
+    try:
+        rows = load_json(data.removeprefix(b"\xef\xbb\xbf").decode())
+    except UnicodeDecodeError as exc:
+        raise DataError(f"{path}: not UTF-8 at byte {exc.start}; save the file as UTF-8") from exc
+    except json.JSONDecodeError as exc:
+        hint = "one object per line is JSONL: name it .jsonl" if exc.msg == "Extra data" else "repair the file"
+        raise DataError(f"{path}:{exc.lineno}: not valid JSON: {exc.msg} at column {exc.colno}; {hint}") from exc
+    except (ValueError, RecursionError) as exc:
+        raise DataError(f"{path}: not valid JSON: {exc}; repair the file") from exc
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: holds a JSON {_json_type(rows)}, not a list of rows; write [row, row, ...] or JSONL")
+    for index, value in enumerate(rows):
+        yield Row(f"{path}[{index}]", value=value)
+
+
+def _json_type(value: Any) -> str:
+    names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
+    return names.get(type(value), "null")
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError as exc:
+        raise DataError(f"{path}: Parquet needs pyarrow; install the extra: pip install 'primus[parquet]'") from exc
+    index = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=256):
+                for value in batch.to_pylist():
+                    yield Row(f"{path}[{index}]", value=value)
+                    index += 1
+    except (pa.ArrowInvalid, OSError) as exc:
+        raise DataError(f"{path}: not a readable Parquet file ({exc}); make or copy the file again") from exc

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ChatML: every message as `<|im_start|>role\\ncontent<|im_end|>\\n`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from primus.chat.messages import Conversation, Message
+from primus.chat.parse import parse_message, single_turn
+from primus.sft.formatters.rendered import RenderedConversation, TextBuilder
+
+IM_START = "<|im_start|>"
+IM_END = "<|im_end|>"
+
+# The text that Qwen2.5's chat template puts into the system turn of a conversation with tools.
+_TOOLS_HEAD = (
+    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
+)
+_TOOLS_TAIL = (
+    "\n</tools>\n\nFor each function call, return a json object with function name and arguments within"
+    " <tool_call></tool_call> XML tags:\n<tool_call>\n"
+    '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
+)
+
+
+class OpenAIMessagesFormatter:
+    """Renders messages as ChatML, turn by turn, with nothing stripped, added or moved.
+
+    An assistant turn with tool calls continues, after its content, with what Hermes and Qwen models are trained to
+    write: a `<tool_call>` element per call, each on lines of its own. Tool definitions stand at the end of the system
+    turn, in Qwen2.5's words. Reasoning stands in a `<think>` element before the content, as in Qwen3.
+    `chatml.jinja` beside this module is the same rule as a chat template.
+    """
+
+    control_markers = (IM_START, IM_END)
+
+    def format_messages(
+        self, messages: Sequence[Mapping[str, Any] | Message]
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """Render messages, and say where the assistant's words are.
+
+        Args:
+            messages: Messages of the OpenAI format, or `Message` objects.
+
+        Returns:
+            The text, and for every assistant message `[start, end)` in characters: `text[start:end]` is its content (with
+            its tool calls and reasoning, if it has any), without the header and without `<|im_end|>`.
+
+        Raises:
+            ConversationError: If a message is not valid, or there are none.
+
+        Examples:
+            >>> text, spans = OpenAIMessagesFormatter().format_messages(
+            ...     [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}])
+            >>> text
+            '<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nHello<|im_end|>\\n'
+            >>> spans, text[52:57]
+            ([(52, 57)], 'Hello')
+        """
+        parsed = tuple(
+            m if isinstance(m, Message) else parse_message(m, place=f"messages: turn {turn}")
+            for turn, m in enumerate(messages)
+        )
+        rendered = _render(parsed, tools=())
+        return rendered.text, [(span.start, span.end) for span in rendered.spans if span.kind == "content"]
+
+    def format_conversation(
+        self, instruction: str, response: str, input_text: str | None = None, system_prompt: str | None = None
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """Render one instruction and its response as `format_messages` does.
+
+        Args:
+            instruction: What the user asks.
+            response: What the assistant answers.
+            input_text: Material for the instruction; not empty, it follows after a blank line.
+            system_prompt: A system message, unless None or empty.
+
+        Returns:
+            The text, and the characters `[start, end)` of the response in a list of one.
+
+        Raises:
+            ConversationError: If a text cannot be encoded.
+        """
+        conversation = single_turn(instruction, response, input_text=input_text, system_prompt=system_prompt)
+        return self.format_messages(conversation.messages)
+
+    def render(self, conversation: Conversation) -> RenderedConversation:
+        """Render a conversation; every conversation has a form in ChatML."""
+        return _render(conversation.messages, tools=conversation.tools)
+
+
+def _render(messages: Sequence[Message], *, tools: Sequence[str]) -> RenderedConversation:
+    out = TextBuilder()
+    if tools and (not messages or messages[0].role != "system"):
+        _turn(out, "system", _with_tools("", tools))
+    for turn, message in enumerate(messages):
+        if message.role == "assistant":
+            out.marker(IM_START)
+            out.text("assistant\n")
+            weight = 1.0 if message.weight is None else message.weight
+            out.span(out.text(assistant_text(message)), kind="content", turn=turn, weight=weight)
+            out.span(out.marker(IM_END), kind="end_of_turn", turn=turn, weight=weight)
+            out.text("\n")
+        else:
+            first_system = turn == 0 and message.role == "system"
+            content = _with_tools(message.content, tools) if tools and first_system else message.content
+            _turn(out, message.role, content)
+    return out.build()
+
+
+def _turn(out: TextBuilder, role: str, content: str) -> None:
+    out.marker(IM_START)
+    out.text(f"{role}\n{content}")
+    out.marker(IM_END)
+    out.text("\n")
+
+
+def _with_tools(system: str, tools: Sequence[str]) -> str:
+    head = f"{system}\n\n{_TOOLS_HEAD}" if system else _TOOLS_HEAD
+    return head + "".join(f"\n{tool}" for tool in tools) + _TOOLS_TAIL
+
+
+def assistant_text(message: Message) -> str:
+    """Everything that the assistant writes in one turn: reasoning, content, tool calls.
+
+    Examples:
+        >>> from primus.chat.messages import ToolCall
+        >>> print(assistant_text(Message("assistant", "One moment.", tool_calls=(ToolCall("now", "{}"),))))
+        One moment.
+        <tool_call>
+        {"name": "now", "arguments": {}}
+        </tool_call>
+    """
+    parts = [f"<think>\n{message.reasoning}\n</think>\n\n"] if message.reasoning else []
+    parts.append(message.content)
+    calls = "\n".join(f"<tool_call>\n{call.to_json()}\n</tool_call>" for call in message.tool_calls)
+    if calls and message.content:
+        parts.append("\n")
+    return "".join([*parts, calls])
+
+

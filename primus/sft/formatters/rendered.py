@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a formatter gives: the training text, and what in it is what."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from primus.chat.messages import Conversation
+
+SpanKind = Literal["content", "end_of_turn"]
+
+
+@dataclass(frozen=True, slots=True)
+class CharSpan:
+    """A piece of an assistant turn, in characters of the rendered text.
+
+    Attributes:
+        start: First character.
+        end: One past the last character; equal to `start` for an empty turn.
+        kind: What the assistant said, or the marker that ends its turn.
+        turn: Index of the message in the conversation.
+        weight: Factor of the loss; 0 keeps the piece as context only.
+    """
+
+    start: int
+    end: int
+    kind: SpanKind
+    turn: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedConversation:
+    """The text of one training sequence.
+
+    Attributes:
+        text: What is tokenized, without BOS and EOS.
+        spans: Disjoint pieces of the assistant's turns, in order.
+        markers: `[start, end)` of every place where the format itself put a marker such as `<|im_end|>`. Only there may
+            the tokenizer produce a control token; the same characters inside a message are plain text.
+    """
+
+    text: str
+    spans: tuple[CharSpan, ...]
+    markers: tuple[tuple[int, int], ...]
+
+
+class ConversationFormatter(Protocol):
+    """Turns conversations into text, and says which characters the assistant wrote."""
+
+    @property
+    def control_markers(self) -> Sequence[str]:
+        """The markers that ought to be single control tokens of the tokenizer."""
+        ...
+
+    def render(self, conversation: Conversation) -> RenderedConversation:
+        """Render one conversation.
+
+        Raises:
+            RenderError: If the format has no form for it. The message begins with the origin.
+        """
+        ...
+
+
+class TextBuilder:
+    """Collects text while keeping the positions of what matters."""
+
+    def __init__(self) -> None:
+        self._parts: list[str] = []
+        self._length = 0
+        self._spans: list[CharSpan] = []
+        self._markers: list[tuple[int, int]] = []
+
+    def text(self, text: str) -> tuple[int, int]:
+        """Append text; gives the characters `[start, end)` that it takes."""
+        start = self._length
+        self._parts.append(text)
+        self._length += len(text)
+        return start, self._length
+
+    def marker(self, text: str) -> tuple[int, int]:
+        """Append a marker of the format."""
+        place = self.text(text)
+        self._markers.append(place)
+        return place
+
+    def span(self, place: tuple[int, int], *, kind: SpanKind, turn: int, weight: float) -> None:
+        """Note that a place is a piece of an assistant turn."""
+        self._spans.append(CharSpan(*place, kind=kind, turn=turn, weight=weight))
+
+    def build(self) -> RenderedConversation:
+        """What was collected."""
+        return RenderedConversation("".join(self._parts), tuple(self._spans), tuple(self._markers))
