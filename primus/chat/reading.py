@@ -88,7 +88,7 @@ def _open_bytes(path: Path) -> Iterator[IO[bytes]]:
         with path.open("rb") as raw:
             if suffix == ".gz":
                 with gzip.open(raw) as unzipped:
-                    yield io.BufferedReader(unzipped)  # type: ignore[arg-type]
+                    yield io.BufferedReader(unzipped)
             elif suffix == ".zst":
                 import zstandard
 

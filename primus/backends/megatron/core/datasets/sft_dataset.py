@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conversations as the tensors that Megatron's batch expects.
+
+S: positions of a training sequence, `max_seq_length`. N: sequences of the data set.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+
+from primus.errors import ConfigError, DataError
+from primus.sft.dataset import BadRows, EncodingOptions, TokenizedDataset, Truncation, shared_conversations, tokenize_files
+from primus.sft.encoding import SuperviseTurns
+from primus.sft.formatters import (
+    AlpacaFormatter,
+    ConversationFormatter,
+    OpenAIMessagesFormatter,
+    RenderedConversation,
+    create_formatter,
+)
+from primus.sft.ledger import TRAINED, VALIDATION, Ledger
+from primus.sft.masking import next_token_targets
+from primus.sft.order import SequenceOrder
+from primus.sft.sources import TRAIN_SPLIT, VALIDATION_SPLIT, resolve_files
+from primus.sft.tokenizer import SFTTokenizer, load_tokenizer
+
+logger = logging.getLogger("primus")
+
+DatasetName = str | Path | Sequence[str | Path]
+IntArray = npt.NDArray[np.int64]
+
+
+class SFTDataset(Dataset[dict[str, torch.Tensor]]):
+    """The training sequences of one split: one conversation each, tokenized when the data set is made.
+
+    Args:
+        dataset_name: A `.jsonl`, `.json` or `.parquet` file (the first two also `.gz` or `.zst`), a pattern with `*`, a
+            folder with a file per split, or several of these. Rows with messages and single-turn rows may mix.
+        tokenizer: Anything that `load_tokenizer` takes.
+        max_seq_length: Positions of a training sequence, S. A conversation of S + 1 tokens fits, since its last token is
+            only predicted.
+        split: The split of a folder. With `validation_fraction`, `train` is what is not held out of the files, and
+            `validation` is what is.
+        formatter: A format's name, or a formatter.
+        seed: Of `order`. The data set itself is in the order of the files.
+        supervise_end_of_turn: Train the end of each trained turn; without it a model never learns to stop.
+        supervise_turns: `all` assistant turns, or the `last` one of each conversation.
+        truncation: `error`, `drop` or `right`; all three are counted in the ledger.
+        bad_rows: `error` or `quarantine`.
+        quarantine_path: Where quarantined rows are written with their reasons; None only counts them.
+        messages_field: The field, or fields, with a row's messages.
+        add_bos: Begin with BOS; None does what the tokenizer does by itself.
+        add_eos: End with EOS, which is never a target.
+        validation_fraction: Share of the rows held out, chosen by content.
+
+    Attributes:
+        tokenizer: The loaded tokenizer.
+        formatter: The formatter.
+        num_positions_N: Positions of each sequence that are not padding.
+        num_targets_N: Positions of each sequence that are trained.
+        fingerprint: Hash of the tokens and what is trained of them.
+        ledger: What became of every row.
+
+    Raises:
+        ConfigError: If the formatter is unknown, or a folder has no such split.
+        TokenizerError: If the tokenizer can't be used.
+        DataError: If a file can't be read, rows are bad, or nothing is left to train.
+    """
+
+    def __init__(
+        self,
+        dataset_name: DatasetName,
+        tokenizer: object,
+        max_seq_length: int,
+        split: str = TRAIN_SPLIT,
+        formatter: str | ConversationFormatter = "openai",
+        seed: int = 1234,
+        *,
+        supervise_end_of_turn: bool = False,
+        supervise_turns: SuperviseTurns = "all",
+        truncation: Truncation = "error",
+        bad_rows: BadRows = "error",
+        quarantine_path: Path | None = None,
+        messages_field: str | Sequence[str] = "messages",
+        add_bos: bool | None = None,
+        add_eos: bool = False,
+        validation_fraction: float = 0.0,
+    ) -> None:
+        settings = _Settings(
+            tokenizer=load_tokenizer(tokenizer),
+            formatter=formatter,
+            max_seq_length=max_seq_length,
+            seed=seed,
+            options=EncodingOptions(
+                supervise_end_of_turn=supervise_end_of_turn,
+                supervise_turns=supervise_turns,
+                truncation=truncation,
+                bad_rows=bad_rows,
+                messages_field=messages_field if isinstance(messages_field, str) else tuple(messages_field),
+                add_bos=add_bos,
+                add_eos=add_eos,
+            ),
+        )
+        held_out = validation_fraction > 0 and split == VALIDATION_SPLIT
+        files = resolve_files(dataset_name, split=TRAIN_SPLIT if validation_fraction > 0 else split)
+        pair = settings.tokenize(files, validation_fraction=validation_fraction, quarantine_path=quarantine_path)
+        self._set_up(pair[held_out], settings, files)
+
+    @classmethod
+    def _from_tokenized(cls, data: TokenizedDataset, settings: "_Settings", files: Sequence[Path]) -> "SFTDataset":
+        dataset = cls.__new__(cls)
+        dataset._set_up(data, settings, files)
+        return dataset
+
+    def _set_up(self, data: TokenizedDataset, settings: "_Settings", files: Sequence[Path]) -> None:
+        if not len(data):
+            summary = "; ".join(line.strip() for line in data.ledger.lines())
+            raise DataError(
+                f"{', '.join(map(str, files))}: no conversation is left to train with seq_length"
+                f" {settings.max_seq_length} ({summary}); raise seq_length, or look at the rows"
+            )
+        self._data = data
+        self.max_seq_length = settings.max_seq_length
+        self.tokenizer = settings.tokenizer
+        self.formatter = settings.loaded_formatter
+        self.seed = settings.seed
+        self.options = settings.options
+        self.ledger: Ledger = data.ledger
+        self.fingerprint = data.fingerprint
+        self.num_positions_N: IntArray = data.num_tokens_N - 1
+        self.num_targets_N: IntArray = data.num_targets_N
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """One training sequence.
+
+        Returns:
+            Tensors of shape [S]: `input_ids` and `labels` (int64; `labels[s]` is the token after `input_ids[s]`),
+            `loss_mask` (float32, aligned with `labels`; the weight of the target, 0 where there is none) and
+            `position_ids` (int64). Positions behind the conversation hold the tokenizer's pad id and are masked.
+        """
+        conversation = self._data[index]
+        targets = next_token_targets(
+            conversation.tokens_T, conversation.weights_T, length=self.max_seq_length, pad_id=self.tokenizer.pad_id
+        )
+        return {
+            "input_ids": torch.from_numpy(targets.input_ids_S),
+            "labels": torch.from_numpy(targets.labels_S),
+            "loss_mask": torch.from_numpy(targets.loss_mask_S),
+            "position_ids": torch.arange(self.max_seq_length),
+        }
+
+    def origin(self, index: int) -> str:
+        """Where the conversation of a sequence stands, as `file:line`."""
+        return self._data.origins[index]
+
+    def order(self, *, global_batch_size: int, length_bucket: int = 0) -> SequenceOrder:
+        """Which sequences make up each step."""
+        return SequenceOrder(
+            self.num_positions_N, seed=self.seed, global_batch_size=global_batch_size, length_bucket=length_bucket
+        )
+
+    def shared_with(self, other: "SFTDataset") -> Iterator[tuple[str, str]]:
+        """The origins, here and there, of conversations that stand in both data sets."""
+        return shared_conversations(self._data, other._data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """What the splits of a data set have in common."""
+
+    tokenizer: SFTTokenizer
+    formatter: str | ConversationFormatter
+    max_seq_length: int
+    seed: int
+    options: EncodingOptions
+
+    @property
+    def loaded_formatter(self) -> ConversationFormatter:
+        if isinstance(self.formatter, str):
+            return create_formatter(self.formatter, eos_token=self.tokenizer.eos_token)
+        return self.formatter
+
+    def tokenize(
+        self,
+        files: Sequence[Path],
+        *,
+        validation_fraction: float = 0.0,
+        quarantine_path: Path | None = None,
+        is_validation: bool = False,
+    ) -> tuple[TokenizedDataset, TokenizedDataset]:
+        formatter = self.loaded_formatter
+        _warn_about_markers(self.tokenizer, formatter)
+        return tokenize_files(
+            files,
+            formatter=formatter,
+            tokenizer=self.tokenizer,
+            max_seq_length=self.max_seq_length,
+            options=self.options,
+            outcome=VALIDATION if is_validation else TRAINED,
+            validation_fraction=validation_fraction,
+            quarantine_path=quarantine_path,
+        )
+
+
+def build_train_valid_test_datasets(
+    dataset_name: DatasetName,
+    tokenizer: object,
+    max_seq_length: int,
+    train_val_test_num_samples: Sequence[int] | None = None,
+    formatter: str | ConversationFormatter = "openai",
+    seed: int = 1234,
+    *,
+    split: str = TRAIN_SPLIT,
+    validation_dataset_name: DatasetName | None = None,
+    validation_split: str | None = None,
+    validation_fraction: float = 0.0,
+    test_dataset_name: DatasetName | None = None,
+    test_split: str | None = None,
+    quarantine_dir: Path | None = None,
+    options: EncodingOptions | None = None,
+) -> tuple[SFTDataset, SFTDataset | None, SFTDataset | None]:
+    """Build the data sets of a run.
+
+    Args:
+        dataset_name: Training data, as for `SFTDataset`.
+        tokenizer: Anything that `load_tokenizer` takes.
+        max_seq_length: Positions of a training sequence.
+        train_val_test_num_samples: As Megatron's providers are given it; a 0 for validation or test leaves that one out,
+            and a number asks for it. None takes what the other arguments name.
+        formatter: A format's name, or a formatter.
+        seed: Of the order.
+        split: The split of a folder that is trained on.
+        validation_dataset_name: Files to validate on. At most one of the three validation arguments may be given.
+        validation_split: A split of the folder `dataset_name` to validate on.
+        validation_fraction: Share of the training files' rows to hold out, chosen by content.
+        test_dataset_name: Files to test on.
+        test_split: A split of the folder `dataset_name` to test on.
+        quarantine_dir: Folder for bad rows, one file per split; None only counts them.
+        options: What is a target, and what happens to rows that do not fit.
+
+    Returns:
+        Training, validation and test data; the last two None if they are not asked for. A conversation that stands in
+        the training data and in one of the others is warned about.
+
+    Raises:
+        ConfigError: If validation is asked for in several ways, or by number but in no way.
+        DataError: If a file can't be read, rows are bad, or a split is left without a conversation.
+        TokenizerError: If the tokenizer can't be used.
+    """
+    ways = [bool(validation_dataset_name), bool(validation_split), validation_fraction > 0]
+    if sum(ways) > 1:
+        raise ConfigError(
+            "validation: at most one of sft_validation_dataset_name, sft_validation_split and sft_validation_fraction may"
+            " be set; keep one"
+        )
+    settings = _Settings(
+        tokenizer=load_tokenizer(tokenizer),
+        formatter=formatter,
+        max_seq_length=max_seq_length,
+        seed=seed,
+        options=options or EncodingOptions(),
+    )
+    wanted = [bool(num) for num in train_val_test_num_samples or (1, any(ways), bool(test_dataset_name or test_split))]
+    files = resolve_files(dataset_name, split=split)
+    train_data, held_out = settings.tokenize(
+        files, validation_fraction=validation_fraction, quarantine_path=_in(quarantine_dir, "train")
+    )
+    train = SFTDataset._from_tokenized(train_data, settings, files)
+
+    def build(name: DatasetName | None, other_split: str | None, what: str) -> SFTDataset:
+        if name is None and other_split is None:
+            raise ConfigError(f"{what}: {what} data is asked for, but none is named; set a file, a split or a fraction")
+        other = resolve_files(name) if name is not None else resolve_files(dataset_name, split=other_split or what)
+        data, _ = settings.tokenize(other, quarantine_path=_in(quarantine_dir, what), is_validation=True)
+        return SFTDataset._from_tokenized(data, settings, other)
+
+    valid = None
+    if wanted[1]:
+        if validation_fraction > 0:
+            valid = SFTDataset._from_tokenized(held_out, settings, files)
+        else:
+            valid = build(validation_dataset_name, validation_split, "validation")
+    test = build(test_dataset_name, test_split, "test") if wanted[2] else None
+    for what, other in (("validation", valid), ("test", test)):
+        _warn_about_leakage(train, other, what)
+    return train, valid, test
+
+
+def _in(folder: Path | None, split: str) -> Path | None:
+    return None if folder is None else folder / f"{split}.jsonl"
+
+
+def _warn_about_markers(tokenizer: SFTTokenizer, formatter: ConversationFormatter) -> None:
+    missing = [marker for marker in formatter.control_markers if marker not in tokenizer.control_tokens]
+    if missing:
+        cost = sum(len(tokenizer.encode(marker).ids_T) for marker in missing)
+        logger.warning(
+            "%s: %s are no tokens of this tokenizer, so they are plain text: %d tokens in each turn instead of %d, and a"
+            " server has to stop at a text instead of a token; add them as special tokens, or take a tokenizer that has"
+            " them",
+            tokenizer.name,
+            " and ".join(missing),
+            cost,
+            len(missing),
+        )
+
+
+def _warn_about_leakage(train: SFTDataset, other: SFTDataset | None, what: str) -> None:
+    shared = [] if other is None else list(train.shared_with(other))
+    if shared and other is not None:
+        logger.warning(
+            "%d of %d %s conversations are also trained on (%s is %s); the %s loss does not tell what the model does with"
+            " new conversations",
+            len(shared),
+            len(other),
+            what,
+            shared[0][1],
+            shared[0][0],
+            what,
+        )
+
+
+__all__ = [
+    "AlpacaFormatter",
+    "ConversationFormatter",
+    "OpenAIMessagesFormatter",
+    "RenderedConversation",
+    "SFTDataset",
+    "build_train_valid_test_datasets",
+    "create_formatter",
+]

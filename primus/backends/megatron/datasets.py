@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the configuration to the data sets of a run."""
+
+from primus.backends.megatron.core.datasets.sft_dataset import SFTDataset, build_train_valid_test_datasets
+from primus.config.schema import TrainConfig
+from primus.errors import ConfigError
+from primus.sft.dataset import EncodingOptions
+from primus.sft.tokenizer import SFTTokenizer
+
+
+def build_datasets(
+    config: TrainConfig, *, tokenizer: SFTTokenizer, writes_quarantine: bool = True
+) -> tuple[SFTDataset, SFTDataset | None]:
+    """Training and validation data of a run.
+
+    Args:
+        config: The run.
+        tokenizer: Its tokenizer.
+        writes_quarantine: Whether this process writes the bad rows, to `quarantine/` of the run's folder; all ranks read
+            the same rows, and one of them writes.
+
+    Raises:
+        ConfigError: If no data is named.
+        DataError: If the data can't be used.
+    """
+    keys = config.trainer
+    if keys.sft_dataset_name is None:
+        raise ConfigError("sft_dataset_name: is not set; name a data file")
+    train, validation, _ = build_train_valid_test_datasets(
+        keys.sft_dataset_name,
+        tokenizer,
+        keys.seq_length,
+        formatter=keys.sft_conversation_format,
+        seed=keys.seed,
+        split=keys.sft_dataset_split,
+        validation_dataset_name=keys.sft_validation_dataset_name,
+        validation_split=keys.sft_validation_split,
+        validation_fraction=keys.sft_validation_fraction,
+        quarantine_dir=config.exp_dir / "quarantine" if writes_quarantine else None,
+        options=EncodingOptions(
+            supervise_end_of_turn=keys.sft_supervise_end_of_turn,
+            supervise_turns=keys.sft_supervise_turns,
+            truncation=keys.sft_truncation,
+            bad_rows=keys.sft_bad_rows,
+            messages_field=keys.sft_messages_field,
+            add_bos=keys.sft_add_bos,
+            add_eos=keys.sft_add_eos,
+        ),
+    )
+    return train, validation

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From data files to the tokenized conversations of a split, and a ledger of every row.
+
+N: conversations. T: tokens of one of them. K: its token spans.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+
+from primus.chat.messages import Conversation
+from primus.chat.parse import parse_conversation
+from primus.chat.reading import Row, read_rows
+from primus.errors import ConversationError, DataError
+from primus.sft.encoding import EncodedConversation, SuperviseTurns, encode_conversation
+from primus.sft.formatters import ConversationFormatter
+from primus.sft.ledger import NOTHING_TO_TRAIN, OVERLONG, TRAINED, VALIDATION, Ledger
+from primus.sft.masking import IntArray
+from primus.sft.sources import TRAIN_SPLIT, VALIDATION_SPLIT, split_of
+from primus.sft.tokenizer import SFTTokenizer
+from primus.sft.truncation import truncate_right
+
+Truncation = Literal["error", "drop", "right"]
+BadRows = Literal["error", "quarantine"]
+
+# Problems that an error message lists; the rest is counted.
+_MAX_LISTED = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodingOptions:
+    """What is a target, and what happens to rows that do not fit.
+
+    Attributes:
+        supervise_end_of_turn: Whether the end of a trained turn is a target.
+        supervise_turns: Which assistant turns are targets.
+        truncation: What happens to a conversation of more than `max_seq_length` + 1 tokens.
+        bad_rows: Whether rows that are not valid stop everything, or are set aside.
+        messages_field: The field, or fields, with a row's messages.
+        add_bos: Begin with BOS; None does what the tokenizer does by itself.
+        add_eos: End with EOS.
+    """
+
+    supervise_end_of_turn: bool = False
+    supervise_turns: SuperviseTurns = "all"
+    truncation: Truncation = "error"
+    bad_rows: BadRows = "error"
+    messages_field: str | tuple[str, ...] = "messages"
+    add_bos: bool | None = None
+    add_eos: bool = False
+
+
+class TokenizedDataset:
+    """The tokenized conversations of a split, in the order of the files, as flat arrays.
+
+    Args:
+        conversations: The encoded conversations.
+        content_hashes: The content hash of each, for finding a conversation in another split.
+        ledger: What became of every row that was read.
+    """
+
+    def __init__(
+        self, conversations: Sequence[EncodedConversation], *, content_hashes: Sequence[str], ledger: Ledger
+    ) -> None:
+        self.ledger = ledger
+        self.content_hashes = tuple(content_hashes)
+        self.origins = tuple(c.origin for c in conversations)
+        self.num_tokens_N = np.array([len(c.tokens_T) for c in conversations], dtype=np.int64)
+        self.num_targets_N = np.array([c.num_targets for c in conversations], dtype=np.int64)
+        self._tokens = _concatenate([c.tokens_T.astype(np.int32) for c in conversations], np.int32)
+        self._token_bounds = np.concatenate([[0], np.cumsum(self.num_tokens_N)])
+        self._span_bounds = np.concatenate([[0], np.cumsum([len(c.turns_K) for c in conversations], dtype=np.int64)])
+        self._spans = _concatenate([c.token_spans_K2.astype(np.int32) for c in conversations], np.int32).reshape(-1, 2)
+        self._turns = _concatenate([c.turns_K.astype(np.int32) for c in conversations], np.int32)
+        self._is_end = _concatenate([c.is_end_K for c in conversations], np.bool_)
+        self._weights = _concatenate([c.weights_K for c in conversations], np.float32)
+        digest = hashlib.blake2b(digest_size=16)
+        for array in (self.num_tokens_N, self._tokens, self._span_bounds, self._spans, self._turns, self._weights):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.origins)
+
+    def __getitem__(self, index: int) -> EncodedConversation:
+        """The conversation with an index; its arrays are views where possible."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"conversation {index} of {len(self)}")
+        tokens = slice(self._token_bounds[index], self._token_bounds[index + 1])
+        spans = slice(self._span_bounds[index], self._span_bounds[index + 1])
+        return EncodedConversation(
+            tokens_T=self._tokens[tokens].astype(np.int64),
+            token_spans_K2=self._spans[spans].astype(np.int64),
+            turns_K=self._turns[spans].astype(np.int64),
+            is_end_K=self._is_end[spans],
+            weights_K=self._weights[spans],
+            origin=self.origins[index],
+        )
+
+
+@dataclass
+class _Split:
+    conversations: list[EncodedConversation] = field(default_factory=list)
+    hashes: list[str] = field(default_factory=list)
+
+
+def tokenize_files(
+    files: Sequence[Path],
+    *,
+    formatter: ConversationFormatter,
+    tokenizer: SFTTokenizer,
+    max_seq_length: int,
+    options: EncodingOptions,
+    outcome: Literal["trained", "validation"] = TRAINED,
+    validation_fraction: float = 0.0,
+    quarantine_path: Path | None = None,
+) -> tuple[TokenizedDataset, TokenizedDataset]:
+    """Read, parse, split and tokenize files.
+
+    Args:
+        files: Data files.
+        formatter: Gives the text.
+        tokenizer: Gives the tokens.
+        max_seq_length: Positions of a training sequence; a conversation may have one token more.
+        options: What is a target, and what happens to rows that do not fit.
+        outcome: What the rows are used for.
+        validation_fraction: Share of the rows held out, chosen by content.
+        quarantine_path: Where bad rows are written, with `bad_rows` quarantine; None only counts them.
+
+    Returns:
+        The conversations that are not held out, and those that are. Both share one ledger.
+
+    Raises:
+        DataError: If a file can't be read; with `bad_rows` error, if any row is bad: the first ones are listed and the
+            rest is counted.
+    """
+    ledger = Ledger()
+    splits = {TRAIN_SPLIT: _Split(), VALIDATION_SPLIT: _Split()}
+    problems: list[str] = []
+    with _Quarantine(quarantine_path if options.bad_rows == "quarantine" else None) as quarantine:
+        for row in (row for file in files for row in read_rows(file)):
+            try:
+                conversation = _parse(row, options.messages_field)
+                ledger.ignored_fields.update(conversation.ignored_fields)
+                side = split_of(conversation, validation_fraction=validation_fraction)
+                encoded = _encode(
+                    conversation, formatter=formatter, tokenizer=tokenizer, max_seq_length=max_seq_length, options=options
+                )
+            except ConversationError as exc:
+                problems.append(str(exc))
+                ledger.record(f"bad:{exc.reason}", origin=row.origin)
+                quarantine.write(row, reason=exc.reason, error=str(exc))
+                continue
+            ledger.num_splits += encoded.num_splits
+            if len(encoded.tokens_T) > max_seq_length + 1:
+                ledger.record(OVERLONG, origin=row.origin)
+                continue
+            ledger.num_truncated += encoded.is_truncated
+            ledger.num_untrained_turns += encoded.num_untrained_turns
+            if encoded.num_targets == 0:
+                ledger.record(NOTHING_TO_TRAIN, origin=row.origin)
+                continue
+            ledger.record(VALIDATION if side == VALIDATION_SPLIT else outcome, origin=row.origin)
+            splits[side].conversations.append(encoded)
+            splits[side].hashes.append(conversation.content_hash)
+        if problems and options.bad_rows == "error":
+            raise DataError(*_listed(problems, ledger.num_rows))
+    train, held_out = (
+        TokenizedDataset(split.conversations, content_hashes=split.hashes, ledger=ledger) for split in splits.values()
+    )
+    return train, held_out
+
+
+def _parse(row: Row, messages_field: str | tuple[str, ...]) -> Conversation:
+    if row.error is not None:
+        raise ConversationError(row.error, reason="not_json")
+    return parse_conversation(row.value, origin=row.origin, messages_field=messages_field)
+
+
+def _encode(
+    conversation: Conversation,
+    *,
+    formatter: ConversationFormatter,
+    tokenizer: SFTTokenizer,
+    max_seq_length: int,
+    options: EncodingOptions,
+) -> EncodedConversation:
+    encoded = encode_conversation(
+        conversation,
+        formatter=formatter,
+        tokenizer=tokenizer,
+        supervise_end_of_turn=options.supervise_end_of_turn,
+        supervise_turns=options.supervise_turns,
+        add_bos=options.add_bos,
+        add_eos=options.add_eos,
+    )
+    if options.truncation == "right":
+        return truncate_right(encoded, max_tokens=max_seq_length + 1)
+    if options.truncation == "error" and len(encoded.tokens_T) > max_seq_length + 1:
+        raise ConversationError(
+            f"{conversation.origin}: the conversation has {len(encoded.tokens_T)} tokens, but seq_length {max_seq_length}"
+            f" holds {max_seq_length + 1}; raise seq_length, or set sft_truncation to drop or right",
+            reason=OVERLONG,
+        )
+    return encoded
+
+
+def _listed(problems: Sequence[str], num_rows: int) -> list[str]:
+    listed = list(problems[:_MAX_LISTED])
+    if len(problems) > _MAX_LISTED:
+        listed.append(
+            f"... {len(problems) - _MAX_LISTED} more of {num_rows} rows are bad; set sft_bad_rows: quarantine to see all of"
+            " them in a file and train the rest"
+        )
+    return listed
+
+
+class _Quarantine:
+    """Writes bad rows with their reasons, beside the final name until all are there."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._stack = ExitStack()
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> "_Quarantine":
+        return self
+
+    def write(self, row: Row, *, reason: str, error: str) -> None:
+        if self._path is None:
+            return
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._stack.enter_context(self._part.open("w", encoding="utf-8"))
+        facts: Mapping[str, Any] = {"origin": row.origin, "reason": reason, "error": error}
+        content = {"row": row.value} if row.error is None else {"raw": row.raw}
+        self._file.write(json.dumps({**facts, **content}, default=str) + "\n")
+
+    @property
+    def _part(self) -> Path:
+        assert self._path is not None
+        return self._path.with_name(f"{self._path.name}.{os.getpid()}.part")
+
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        self._stack.close()
+        if self._file is not None and self._path is not None:
+            if exc_type is None:
+                self._part.replace(self._path)
+            else:
+                self._part.unlink()
+
+
+def _concatenate(arrays: Sequence[Any], dtype: Any) -> Any:
+    return np.concatenate(arrays) if arrays else np.zeros(0, dtype=dtype)
+
+
+def shared_conversations(first: TokenizedDataset, second: TokenizedDataset) -> Iterator[tuple[str, str]]:
+    """The origins, in both, of conversations that stand in two data sets."""
+    places = dict(zip(first.content_hashes, first.origins, strict=True))
+    for content_hash, origin in zip(second.content_hashes, second.origins, strict=True):
+        if content_hash in places:
+            yield places[content_hash], origin

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What became of every row that was read; the counts sum to the rows."""
+
+from collections import Counter
+from typing import Any, Final
+
+TRAINED: Final = "trained"
+VALIDATION: Final = "validation"
+OVERLONG = "overlong"
+NOTHING_TO_TRAIN = "nothing_to_train"
+
+_USED = (TRAINED, VALIDATION)
+_EXPLANATIONS = {
+    TRAINED: "in the training data",
+    VALIDATION: "held out for validation",
+    OVERLONG: "longer than seq_length, dropped by sft_truncation",
+    NOTHING_TO_TRAIN: "without a target (weights of 0, or all targets truncated)",
+}
+
+
+class Ledger:
+    """Counts rows by outcome, and keeps the origins of those that are not used.
+
+    Attributes:
+        num_rows: Rows that were read.
+        outcomes: How many rows had each outcome; sums to `num_rows`. A bad row's outcome is `bad:` and the broken rule.
+        origins: Where the rows of each outcome that is not a use stand.
+        num_splits: Tokens that were cut because they crossed the edge of an assistant turn.
+        num_untrained_turns: Assistant turns that lost their targets because truncation cut them off.
+        num_truncated: Conversations that were shortened.
+        ignored_fields: Fields of messages that have no meaning here, and how many rows have them.
+    """
+
+    def __init__(self) -> None:
+        self.num_rows = 0
+        self.outcomes: Counter[str] = Counter()
+        self.origins: dict[str, list[str]] = {}
+        self.num_splits = 0
+        self.num_untrained_turns = 0
+        self.num_truncated = 0
+        self.ignored_fields: Counter[str] = Counter()
+
+    def record(self, outcome: str, *, origin: str) -> None:
+        """Count one row; every row that is read is recorded once."""
+        self.num_rows += 1
+        self.outcomes[outcome] += 1
+        if outcome not in _USED:
+            self.origins.setdefault(outcome, []).append(origin)
+
+    @property
+    def num_trained(self) -> int:
+        """Rows in the training data."""
+        return self.outcomes[TRAINED]
+
+    @property
+    def num_bad(self) -> int:
+        """Rows that are not valid."""
+        return sum(count for outcome, count in self.outcomes.items() if outcome.startswith("bad:"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data, for a JSON file."""
+        return {
+            "num_rows": self.num_rows,
+            "outcomes": dict(self.outcomes),
+            "origins": self.origins,
+            "num_splits": self.num_splits,
+            "num_truncated": self.num_truncated,
+            "num_untrained_turns": self.num_untrained_turns,
+            "ignored_fields": dict(self.ignored_fields),
+        }
+
+    def lines(self) -> list[str]:
+        """The ledger for people, one line per outcome, then what else was noticed.
+
+        Examples:
+            >>> ledger = Ledger()
+            >>> for line in (1, 2):
+            ...     ledger.record(TRAINED, origin=f"a.jsonl:{line}")
+            >>> ledger.record("bad:role", origin="a.jsonl:3")
+            >>> print("\\n".join(ledger.lines()))
+            3 rows read
+              2 trained: in the training data
+              1 bad:role: quarantined (a.jsonl:3)
+        """
+        lines = [f"{self.num_rows:,} rows read"]
+        for outcome, count in sorted(self.outcomes.items(), key=lambda item: (item[0] not in _USED, item[0])):
+            where = self.origins.get(outcome, [])
+            examples = f" ({', '.join(where[:3])}{', ...' if len(where) > 3 else ''})" if where else ""
+            lines.append(f"  {count:,} {outcome}: {_EXPLANATIONS.get(outcome, 'quarantined')}{examples}")
+        if self.num_truncated:
+            lines.append(
+                f"  {self.num_truncated:,} conversations truncated; {self.num_untrained_turns:,} turns that were cut off"
+                " are context only"
+            )
+        if self.num_splits:
+            lines.append(f"  {self.num_splits:,} tokens cut at the edge of an assistant turn")
+        for field, count in self.ignored_fields.most_common():
+            lines.append(f"  {count:,} rows have the message field {field!r}, which has no meaning here and is ignored")
+        return lines

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which files a data set has, and on which side of a train/validation split a conversation falls."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from primus.chat.messages import Conversation
+from primus.chat.reading import FORMATS
+from primus.errors import ConfigError
+
+TRAIN_SPLIT = "train"
+VALIDATION_SPLIT = "validation"
+
+
+def resolve_files(dataset_name: str | Path | Sequence[str | Path], *, split: str = TRAIN_SPLIT) -> tuple[Path, ...]:
+    """The files of a data set, in the order of their names.
+
+    Args:
+        dataset_name: A file, a pattern with `*`, a folder that holds one file per split (`train.jsonl`,
+            `validation.jsonl`, or shards `train-00000-of-00002.parquet`), or several of these.
+        split: The split of a folder; a file belongs to every split.
+
+    Raises:
+        ConfigError: If a folder has no file of the split, or a pattern matches nothing. Files are checked when they are
+            read.
+    """
+    if isinstance(dataset_name, str | Path):
+        dataset_name = (dataset_name,)
+    files = [file for name in dataset_name for file in _resolve(Path(name), split)]
+    if not files:
+        raise ConfigError("sft_dataset_name: names no file; name at least one")
+    return tuple(files)
+
+
+def _resolve(path: Path, split: str) -> list[Path]:
+    if path.is_dir():
+        data = sorted(f for f in path.iterdir() if f.is_file() and any(suffix in FORMATS for suffix in f.suffixes))
+        files = [f for f in data if f.name.split(".")[0] == split or f.name.startswith(f"{split}-")]
+        if not files:
+            found = ", ".join(f.name for f in data) or "no data file"
+            raise ConfigError(f"{path}: the folder has no file of the split {split!r} (it has {found}); name another split")
+        return files
+    if "*" in path.name:
+        files = sorted(path.parent.glob(path.name))
+        if not files:
+            raise ConfigError(f"{path}: no file matches the pattern; check the path (it starts at {Path.cwd()})")
+        return files
+    return [path]
+
+
+def split_of(conversation: Conversation, *, validation_fraction: float) -> str:
+    """The side of the split that a conversation falls on, decided by its content alone.
+
+    Equal conversations fall on the same side, wherever they stand and whatever else the files hold; adding rows moves
+    none of the others.
+
+    Examples:
+        >>> from primus.chat.parse import single_turn
+        >>> split_of(single_turn("2 + 2?", "4"), validation_fraction=0.0)
+        'train'
+    """
+    position = int(conversation.content_hash[:16], 16) / 2**64
+    return VALIDATION_SPLIT if position < validation_fraction else TRAIN_SPLIT

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every tokenizer gives here: ids with the characters they stand for, and control tokens only where asked.
+
+T: tokens of a text. Offsets are characters `[start, end)` of the text, shape [T, 2].
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from primus.errors import TokenizerError
+
+IntArray = npt.NDArray[np.int64]
+
+# Some vocabularies hold chat markers as ordinary added tokens or user-defined symbols; by their spelling they are
+# control tokens all the same. `<think>` or `<tool_call>` are not: they are words that a model writes.
+_CONTROL_SPELLING = re.compile(
+    r"<[|\uff5c].*[|\uff5c]>|</?s>|<(pad|unk|bos|eos|mask|start_of_turn|end_of_turn)>|\[/?(INST|SYSTEM_PROMPT)\]", re.DOTALL
+)
+
+
+def is_control_spelling(text: str) -> bool:
+    """Whether a token's text is that of a control token.
+
+    Examples:
+        >>> [is_control_spelling(text) for text in ("<|im_end|>", "</s>", "<think>")]
+        [True, True, False]
+    """
+    return _CONTROL_SPELLING.fullmatch(text) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A control token at its place in a text: characters `[start, end)`, and the id it gets."""
+
+    start: int
+    end: int
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """A tokenized text.
+
+    Attributes:
+        ids_T: Token ids.
+        offsets_T2: Characters `[start, end)` of each token. Starts and ends never decrease; the tokens of one character
+            (bytes of an emoji) share its range; a character may have no token where the tokenizer is lossy.
+        num_splits: Places where a token would have crossed the edge of a span and the text was cut.
+    """
+
+    ids_T: IntArray
+    offsets_T2: IntArray
+    num_splits: int = 0
+
+
+class SFTTokenizer(ABC):
+    """A tokenizer that says which characters each token stands for.
+
+    Attributes:
+        name: Where it came from, for messages.
+        vocab_size: Largest id + 1; the rows that an embedding needs.
+        bos_id: Id of the token that begins a text, or None.
+        eos_id: Id of the token that ends a text, or None.
+        pad_id: Id to fill padding with. Padding is masked by position, so any id will do: the pad token, else EOS,
+            else 0.
+        adds_bos: Whether the tokenizer begins a text with BOS by itself.
+        control_tokens: Text of each control token, with its id.
+        fingerprint: Hash of everything that the ids depend on.
+    """
+
+    name: str
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int
+    adds_bos: bool
+    control_tokens: Mapping[str, int]
+    fingerprint: str
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int] | IntArray) -> str:
+        """The text of ids, control tokens included, nothing cleaned up."""
+
+    @abstractmethod
+    def _encode(self, text: str, controls: Sequence[Control]) -> tuple[IntArray, IntArray]:
+        """Ids and offsets of a text in which exactly `controls` are control tokens."""
+
+    @abstractmethod
+    def _encode_continuation(self, text: str) -> tuple[IntArray, IntArray]:
+        """Ids and offsets of plain text that goes on from other text: no control tokens, no prefix space."""
+
+    @property
+    def eos_token(self) -> str:
+        """Text of the EOS token; empty if there is none."""
+        return next((text for text, token_id in self.control_tokens.items() if token_id == self.eos_id), "")
+
+    def encode(
+        self,
+        text: str,
+        *,
+        markers: Sequence[tuple[int, int]] = (),
+        spans: Sequence[tuple[int, int]] = (),
+    ) -> Encoding:
+        """Tokenize a text in one pass.
+
+        Args:
+            text: The text; no BOS or EOS is added.
+            markers: Characters `[start, end)` where a control token may stand, in order. Elsewhere the text of a control
+                token is plain text. A marker that is no control token of this tokenizer is plain text, too.
+            spans: Disjoint characters `[start, end)`, in order, whose edges no token may cross.
+
+        Returns:
+            Where no token crosses the edge of a span, and no control token's text stands outside the markers, the ids
+            are those of tokenizing the whole text at once. A token across an edge is re-encoded in parts, cut there,
+            each part as the continuation of the one before.
+
+        Raises:
+            TokenizerError: If the tokenizer cannot encode the text under these conditions.
+
+        Examples:
+            With one token per word, and "ab" | "cd" a span's edge, the word is cut:
+
+            >>> from primus.sft.tokenizer.testing import WordTokenizer
+            >>> encoding = WordTokenizer().encode("x abcd", spans=[(0, 4)])
+            >>> encoding.offsets_T2.tolist(), encoding.num_splits
+            ([[0, 2], [2, 4], [4, 6]], 1)
+        """
+        controls = [
+            Control(start, end, token_id)
+            for start, end in markers
+            if (token_id := self.control_tokens.get(text[start:end])) is not None
+        ]
+        ids_T, offsets_T2 = self._encode(text, controls)
+        control_T = self._locate(ids_T, offsets_T2, controls)
+        cuts = _swallowed(offsets_T2, control_T, controls, spans)
+        for t, control in zip(control_T, controls, strict=True):
+            offsets_T2[t] = control.start, control.end
+        offsets_T2 = _monotone(offsets_T2)
+        edges = np.unique(np.array(spans, dtype=np.int64).reshape(-1))
+        cuts = np.union1d(cuts, _crossed(offsets_T2, edges))
+        whole_T, whole_offsets_T2 = ids_T, offsets_T2
+        while True:
+            if len(cuts):
+                ids_T, offsets_T2 = self._cut(text, whole_T, whole_offsets_T2, control_T, controls, cuts)
+            crossed = np.setdiff1d(_crossed(offsets_T2, edges), cuts)
+            if not len(crossed):
+                return Encoding(ids_T, offsets_T2, num_splits=len(cuts))
+            cuts = np.union1d(cuts, crossed)
+
+    def _locate(self, ids_T: IntArray, offsets_T2: IntArray, controls: Sequence[Control]) -> list[int]:
+        """The index of each control token among the tokens; they must be there, in order, at their places."""
+        found: list[int] = []
+        starts_T = offsets_T2[:, 0]
+        for control in controls:
+            t = int(np.searchsorted(starts_T, control.start)) if not found else found[-1] + 1
+            while t < len(ids_T) and not (
+                ids_T[t] == control.id and starts_T[t] <= control.start and offsets_T2[t, 1] >= control.end
+            ):
+                t += 1
+            if t == len(ids_T):
+                raise TokenizerError(
+                    f"{self.name}: the marker at character {control.start} is not the control token {control.id} in its"
+                    " encoding; the tokenizer changes its own control tokens, so use another one"
+                )
+            found.append(t)
+        return found
+
+    def _cut(
+        self,
+        text: str,
+        ids_T: IntArray,
+        offsets_T2: IntArray,
+        control_T: Sequence[int],
+        controls: Sequence[Control],
+        cuts: IntArray,
+    ) -> tuple[IntArray, IntArray]:
+        """Encode again, in parts, each stretch between control tokens that has a cut in it."""
+        pieces_ids: list[IntArray] = []
+        pieces_offsets: list[IntArray] = []
+        # Stretch i lies before control i; its tokens are [first, last).
+        begins = [0, *(control.end for control in controls)]
+        ends = [*(control.start for control in controls), len(text)]
+        firsts = [0, *(t + 1 for t in control_T)]
+        lasts = [*control_T, len(ids_T)]
+        done = 0
+        for i in np.unique(np.searchsorted(np.array(ends), cuts)):
+            begin, end = begins[i], ends[i]
+            inside = [int(cut) for cut in cuts[(cuts >= begin) & (cuts <= end)]]
+            bounds = [begin, *inside, end]
+            pieces_ids.append(ids_T[done : firsts[i]])
+            pieces_offsets.append(offsets_T2[done : firsts[i]])
+            for part, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False)):
+                if a == b:
+                    continue
+                if part:
+                    part_ids, part_offsets = self._encode_continuation(text[a:b])
+                    part_offsets = part_offsets + a
+                elif i == 0:
+                    part_ids, part_offsets = self._encode(text[a:b], [])
+                    part_offsets = part_offsets + a
+                else:
+                    # The control token in front decides about a prefix space, so it is encoded along.
+                    front = controls[i - 1]
+                    shift = front.start
+                    moved = Control(0, front.end - shift, front.id)
+                    part_ids, part_offsets = self._encode(text[shift:b], [moved])
+                    part_ids, part_offsets = part_ids[1:], part_offsets[1:] + shift
+                pieces_ids.append(part_ids)
+                pieces_offsets.append(_monotone(np.clip(part_offsets, a, b)))
+            done = lasts[i]
+        pieces_ids.append(ids_T[done:])
+        pieces_offsets.append(offsets_T2[done:])
+        return np.concatenate(pieces_ids), np.concatenate(pieces_offsets)
+
+
+def _monotone(offsets_T2: IntArray) -> IntArray:
+    """Offsets whose starts and ends never decrease; a normalizer that reorders combining marks gives others."""
+    starts_T = np.minimum.accumulate(offsets_T2[::-1, 0])[::-1]
+    ends_T = np.maximum.accumulate(offsets_T2[:, 1])
+    return np.stack([starts_T, ends_T], axis=1)
+
+
+def _crossed(offsets_T2: IntArray, edges: IntArray) -> IntArray:
+    """The edges that lie inside a token: its start before, its end behind."""
+    if not len(offsets_T2):
+        return edges[:0]
+    # Among the tokens that start before the edge the last one reaches furthest.
+    before = np.searchsorted(offsets_T2[:, 0], edges) - 1
+    crossed = (before >= 0) & (offsets_T2[np.maximum(before, 0), 1] > edges)
+    at_fault: IntArray = edges[crossed]
+    return at_fault
+
+
+def _swallowed(
+    offsets_T2: IntArray, control_T: Sequence[int], controls: Sequence[Control], spans: Sequence[tuple[int, int]]
+) -> IntArray:
+    """Cuts that give back the whitespace of a span which a control token took in (its `lstrip` or `rstrip`)."""
+    cuts = []
+    for t, control in zip(control_T, controls, strict=True):
+        start, end = int(offsets_T2[t, 0]), int(offsets_T2[t, 1])
+        for a, b, cut in ((start, control.start, control.start), (control.end, end, control.end)):
+            if a < b and any(a < span_end and span_start < b for span_start, span_end in spans):
+                cuts.append(cut)
+    return np.array(sorted(cuts), dtype=np.int64)
+
+
+def as_arrays(ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> tuple[IntArray, IntArray]:
+    """Ids and offsets as arrays of shape [T] and [T, 2]."""
+    return np.array(ids, dtype=np.int64), np.array(offsets, dtype=np.int64).reshape(-1, 2)

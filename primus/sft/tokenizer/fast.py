@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine of Hugging Face `tokenizers`: a `tokenizer.json`, or a fast tokenizer of `transformers`."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from primus.errors import ConversationError
+from primus.sft.tokenizer import shield
+from primus.sft.tokenizer.base import Control, IntArray, SFTTokenizer, as_arrays, is_control_spelling
+
+
+class FastTokenizer(SFTTokenizer):
+    """A tokenizer of the `tokenizers` library, with offset mapping as the reference for everything else.
+
+    Args:
+        pipeline: The content of a `tokenizer.json`.
+        name: Where it came from.
+        bos_token: Text of the BOS token, or None.
+        eos_token: Text of the EOS token, or None.
+        pad_token: Text of the pad token, or None.
+        extra_control_tokens: Tokens that are control tokens besides those that the file marks as special.
+    """
+
+    def __init__(
+        self,
+        pipeline: str,
+        *,
+        name: str,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        pad_token: str | None = None,
+        extra_control_tokens: Iterable[str] = (),
+    ) -> None:
+        self.name = name
+        self._pipeline = pipeline
+        self._official = official = Tokenizer.from_str(pipeline)
+        official.no_truncation()
+        official.no_padding()
+        first = official.encode("a", add_special_tokens=True).ids[:1]
+        # A post-processor adds special tokens, which is decided elsewhere, and trims whitespace from offsets, which
+        # loses where a token begins.
+        official.post_processor = None
+        special = {token for token in (bos_token, eos_token, pad_token, *extra_control_tokens) if token}
+        added = official.get_added_tokens_decoder()
+        self.control_tokens = {
+            token.content: token_id
+            for token_id, token in sorted(added.items())
+            if token.special or token.content in special or is_control_spelling(token.content)
+        }
+        self.vocab_size = 1 + max(*added, max(official.get_vocab(with_added_tokens=False).values()))
+        self.bos_id = None if bos_token is None else official.token_to_id(bos_token)
+        self.eos_id = None if eos_token is None else official.token_to_id(eos_token)
+        pad_id = None if pad_token is None else official.token_to_id(pad_token)
+        self.pad_id = next((i for i in (pad_id, self.eos_id) if i is not None), 0)
+        self.adds_bos = self.bos_id is not None and first == [self.bos_id]
+        self._is_control_V = np.zeros(self.vocab_size, dtype=bool)
+        self._is_control_V[list(self.control_tokens.values())] = True
+        unk = getattr(official.model, "unk_token", None)  # not every model type of the library has the attribute
+        self._unk_token = unk if unk in self.control_tokens else "<unk>" if "<unk>" in self.control_tokens else None
+        self._twins: dict[int, tuple[Tokenizer, Mapping[int, str]]] = {}
+        facts = repr((sorted(self.control_tokens.items()), self.bos_id, self.eos_id, self.pad_id))
+        self.fingerprint = hashlib.blake2b((pipeline + facts).encode(), digest_size=16).hexdigest()
+
+    def decode(self, ids: Sequence[int] | IntArray) -> str:
+        """The text of ids, control tokens included."""
+        text: str = self._official.decode([int(i) for i in ids], skip_special_tokens=False)
+        return text
+
+    def _encode(self, text: str, controls: Sequence[Control]) -> tuple[IntArray, IntArray]:
+        ids_T, offsets_T2 = _run(self._official, text)
+        if self._are_exactly(controls, ids_T, offsets_T2, text):
+            return ids_T, offsets_T2
+        twin, spelling = self._twin(text)
+        return _run(twin, shield.respell(text, controls, spelling))
+
+    def _encode_continuation(self, text: str) -> tuple[IntArray, IntArray]:
+        return _run(self._continuation, text)
+
+    def _are_exactly(self, controls: Sequence[Control], ids_T: IntArray, offsets_T2: IntArray, text: str) -> bool:
+        """Whether the control tokens in an encoding are the intended ones."""
+        found = [
+            (int(ids_T[t]), int(offsets_T2[t, 0]), int(offsets_T2[t, 1])) for t in np.flatnonzero(self._is_control_V[ids_T])
+        ]
+        if self._unk_token is not None:
+            # An unknown character is no control token, unless the text spells it out.
+            unk_id = self.control_tokens[self._unk_token]
+            found = [(i, a, b) for i, a, b in found if i != unk_id or text[a:b].strip() == self._unk_token]
+        return len(found) == len(controls) and all(
+            i == control.id and a <= control.start and b >= control.end
+            for (i, a, b), control in zip(found, controls, strict=True)
+        )
+
+    def _twin(self, text: str) -> tuple[Tokenizer, Mapping[int, str]]:
+        """A shielded twin whose private characters the text does not use, and its spelling by id."""
+        for area, characters in shield.PRIVATE_AREAS:
+            if not characters.search(text):
+                if area not in self._twins:
+                    by_text = self._spelling(area)
+                    twin = Tokenizer.from_str(json.dumps(shield.shielded(self._json, by_text)))
+                    by_id = {self.control_tokens[word]: private for word, private in by_text.items()}
+                    self._twins[area] = (twin, by_id)
+                return self._twins[area]
+        raise ConversationError(
+            f"{self.name}: the text spells control tokens out and also uses private-use characters of planes 15 and 16,"
+            " so the two can't be told apart; remove the private-use characters",
+            reason="private_use",
+        )
+
+    def _spelling(self, area: int) -> dict[str, str]:
+        return {
+            word: shield.private_spelling(index, len(word), area=area) for index, word in enumerate(self.control_tokens)
+        }
+
+    @cached_property
+    def _json(self) -> dict[str, Any]:
+        return shield.plain_pipeline(json.loads(self._pipeline))
+
+    @cached_property
+    def _continuation(self) -> Tokenizer:
+        twin = shield.shielded(self._json, self._spelling(shield.PRIVATE_AREAS[0][0]))
+        return Tokenizer.from_str(json.dumps(shield.continuing(twin)))
+
+
+def _run(tokenizer: Tokenizer, text: str) -> tuple[IntArray, IntArray]:
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    return as_arrays(encoding.ids, encoding.offsets)
