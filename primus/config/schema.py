@@ -5,13 +5,29 @@ Megatron's keys keep Megatron's names and meanings; keys of this project begin w
 its documentation, in the docs and in error messages alike.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
+
+def _read_exponent(value: object) -> object:
+    """Take `1e4` as a whole number; pydantic reads whole numbers from digits and from whole floats only."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE]\+?\d+", value):
+        return float(value)
+    return value
+
+
+def _folder_name(name: str) -> str:
+    if name in {"", ".", ".."} or "/" in name:
+        raise ValueError("is not the name of one folder; leave out '/' and give at least one letter")
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_folder_name)]
+PositiveInt = Annotated[int, BeforeValidator(_read_exponent), Field(gt=0)]
+NonNegativeInt = Annotated[int, BeforeValidator(_read_exponent), Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -28,7 +44,7 @@ class LoraConfig(_Section):
     """Train adapters instead of all weights."""
     dim: PositiveInt = 32
     """Rank of the adapters."""
-    alpha: PositiveFloat = 32
+    alpha: PositiveFloat = 32.0
     """Scaling: an adapter's output is multiplied by `alpha / dim`."""
     dropout: Fraction = 0.0
     """Dropout inside the adapter."""
@@ -57,7 +73,7 @@ class ModelKeys(_Section):
     """Longest sequence the model is meant for; `seq_length` may not exceed it."""
     position_embedding_type: Literal["rope"] = "rope"
     """How positions enter the model."""
-    rotary_base: PositiveFloat = 10000
+    rotary_base: PositiveFloat = 10000.0
     """Base of the rotary frequencies (`rope_theta`)."""
     use_rope_scaling: bool = False
     """Scale the rotary frequencies as Llama 3.1 and later do."""
@@ -69,8 +85,8 @@ class ModelKeys(_Section):
     """Epsilon of the normalisation layers."""
     swiglu: bool = True
     """Gated SiLU in the MLP."""
-    add_bias_linear: Literal[False] = False
-    """Biases in the linear layers; the Llama family has none."""
+    add_bias_linear: bool = False
+    """Biases in the linear layers; models of the Llama family have none."""
     add_qkv_bias: bool = False
     """Bias in the query, key and value projection, as Qwen2 has."""
     qk_layernorm: bool = False
@@ -106,8 +122,8 @@ class DataKeys(_Section):
     """Share of the rows held out for validation, chosen by content, so that equal rows are on the same side."""
     sft_messages_field: str | tuple[str, ...] = "messages"
     """The field, or fields, of a row that hold its messages; rows without one of them are read as single-turn."""
-    sft_conversation_format: str = "openai"
-    """The formatter: `openai` (also `messages`, `chatml`) or `alpaca`."""
+    sft_conversation_format: Literal["openai", "messages", "chatml", "alpaca"] = "openai"
+    """The formatter; `messages` and `chatml` are other names of `openai`."""
     sft_supervise_end_of_turn: bool = True
     """Train the token that ends an assistant turn; without it a model never learns to stop."""
     sft_supervise_turns: Literal["all", "last"] = "all"
@@ -236,11 +252,11 @@ class TrainerConfig(DataKeys, ModelKeys, OptimizationKeys, SystemKeys):
 class TrainConfig(_Section):
     """A training run: where its output goes, and its one trainer module."""
 
-    work_group: str = "primus"
+    work_group: FolderName = "primus"
     """First folder of the output path."""
-    user_name: str = "user"
+    user_name: FolderName = "user"
     """Second folder of the output path."""
-    exp_name: str
+    exp_name: FolderName
     """Third folder of the output path."""
     workspace: Path = Path("output")
     """Root of the output path."""

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must hold between keys.
+
+A rule names the keys that it reads, the one to blame first, and says what is wrong. It is not asked where one of its
+keys is wrong by itself.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
+
+from primus.config.schema import TrainerConfig
+
+Complaint: TypeAlias = Callable[[TrainerConfig], str | None]
+
+
+class Rule(NamedTuple):
+    """A condition on several keys."""
+
+    keys: tuple[str, ...]
+    """The keys that it reads; the message is about the first."""
+    complaint: Complaint
+    """Says what is wrong and what to do, or None."""
+
+
+RULES: list[Rule] = []
+
+
+def _rule(*keys: str) -> Callable[[Complaint], Complaint]:
+    def add(complaint: Complaint) -> Complaint:
+        RULES.append(Rule(keys, complaint))
+        return complaint
+
+    return add
+
+
+def broken_rules(trainer: TrainerConfig, *, wrong: frozenset[str]) -> Sequence[tuple[Rule, str]]:
+    """Return the rules that do not hold, each with what is wrong.
+
+    Args:
+        trainer: The settings; keys in `wrong` may be missing.
+        wrong: Keys without a usable value; rules that read one of them are left out.
+
+    Returns:
+        In the order of the rules.
+    """
+    asked = [rule for rule in RULES if wrong.isdisjoint(rule.keys)]
+    return [(rule, complaint) for rule in asked if (complaint := rule.complaint(trainer)) is not None]
+
+
+@_rule("sft_dataset_name")
+def _some_data(t: TrainerConfig) -> str | None:
+    if t.sft_dataset_name:
+        return None
+    return "is missing; give the file or files to train on, for example sft_dataset_name=train.jsonl"
+
+
+@_rule("tokenizer_model")
+def _a_tokenizer(t: TrainerConfig) -> str | None:
+    if t.tokenizer_model:
+        return None
+    return (
+        "is missing; give a folder or name for AutoTokenizer, a tokenizer.json or a SentencePiece .model, "
+        "for example tokenizer_model=Qwen/Qwen2.5-7B"
+    )
+
+
+@_rule("sft_validation_dataset_name", "sft_validation_split", "sft_validation_fraction")
+def _one_validation_source(t: TrainerConfig) -> str | None:
+    given = {
+        "sft_validation_dataset_name": t.sft_validation_dataset_name is not None,
+        "sft_validation_split": t.sft_validation_split is not None,
+        "sft_validation_fraction": t.sft_validation_fraction > 0,
+    }
+    names = [name for name, is_given in given.items() if is_given]
+    if len(names) < 2:
+        return None
+    return f"{' and '.join(names)} are given together; keep one, and set the others to null (the fraction to 0)"
+
+
+@_rule("hidden_size", "num_attention_heads", "kv_channels")
+def _heads_share_the_width(t: TrainerConfig) -> str | None:
+    if t.kv_channels is not None or t.hidden_size % t.num_attention_heads == 0:
+        return None
+    return (
+        f"{t.hidden_size} is not divisible by num_attention_heads, {t.num_attention_heads}; "
+        "change one of them, or set kv_channels"
+    )
+
+
+@_rule("kv_channels", "hidden_size", "num_attention_heads")
+def _rotary_pairs(t: TrainerConfig) -> str | None:
+    width = t.kv_channels or t.hidden_size // t.num_attention_heads
+    if width % 2 == 0:
+        return None
+    return f"a head is {width} wide, and rotary positions turn pairs of channels; make it even"
+
+
+@_rule("num_query_groups", "num_attention_heads")
+def _groups_share_the_heads(t: TrainerConfig) -> str | None:
+    if t.num_query_groups is None or t.num_attention_heads % t.num_query_groups == 0:
+        return None
+    return f"{t.num_query_groups} does not divide num_attention_heads, {t.num_attention_heads}; change one of them"
+
+
+@_rule("seq_length", "max_position_embeddings")
+def _sequences_fit_the_positions(t: TrainerConfig) -> str | None:
+    if t.seq_length <= t.max_position_embeddings:
+        return None
+    return f"{t.seq_length} is more than max_position_embeddings, {t.max_position_embeddings}; shorten the sequences"
+
+
+@_rule("train_iters", "sft_num_epochs")
+def _one_length_of_training(t: TrainerConfig) -> str | None:
+    if t.train_iters is None and t.sft_num_epochs is None:
+        return "is missing, and so is sft_num_epochs; give one of them"
+    if t.train_iters is not None and t.sft_num_epochs is not None:
+        return f"{t.train_iters} is given, and sft_num_epochs, {t.sft_num_epochs:g}, too; set one of them to null"
+    return None
+
+
+@_rule("global_batch_size", "micro_batch_size")
+def _whole_micro_batches(t: TrainerConfig) -> str | None:
+    if t.global_batch_size % t.micro_batch_size == 0:
+        return None
+    return f"{t.global_batch_size} is not divisible by micro_batch_size, {t.micro_batch_size}; change one of them"
+
+
+@_rule("min_lr", "lr")
+def _the_rate_falls(t: TrainerConfig) -> str | None:
+    return None if t.min_lr <= t.lr else f"{t.min_lr:g} is more than lr, {t.lr:g}; lower it"
+
+
+@_rule("lr_warmup_iters", "train_iters")
+def _warm_up_ends_before_training(t: TrainerConfig) -> str | None:
+    if t.train_iters is None or t.lr_warmup_iters < t.train_iters:
+        return None
+    return f"{t.lr_warmup_iters} is not less than train_iters, {t.train_iters}; shorten the warm-up"
+
+
+@_rule("lr_warmup_iters", "lr_decay_iters")
+def _warm_up_ends_before_the_decay(t: TrainerConfig) -> str | None:
+    # Megatron's OptimizerParamScheduler asserts it, equality included.
+    if t.lr_decay_iters is None or t.lr_warmup_iters < t.lr_decay_iters:
+        return None
+    return f"{t.lr_warmup_iters} is not less than lr_decay_iters, {t.lr_decay_iters}; shorten the warm-up"
+
+
+@_rule("lr_wsd_decay_iters", "lr_decay_style", "lr_decay_iters", "train_iters")
+def _wsd_has_a_last_phase(t: TrainerConfig) -> str | None:
+    if t.lr_decay_style != "WSD":
+        return None
+    if t.lr_wsd_decay_iters is None:
+        return "is missing, and lr_decay_style WSD needs it; give the steps of its last phase"
+    name, steps = ("lr_decay_iters", t.lr_decay_iters) if t.lr_decay_iters else ("train_iters", t.train_iters)
+    if steps is not None and t.lr_wsd_decay_iters > steps:
+        return f"{t.lr_wsd_decay_iters} is more than {name}, {steps}; shorten the last phase"
+    return None
+
+
+@_rule("overlap_param_gather", "use_distributed_optimizer", "overlap_grad_reduce")
+def _gathering_needs_shards(t: TrainerConfig) -> str | None:
+    needs = {
+        "use_distributed_optimizer": t.use_distributed_optimizer,
+        "overlap_grad_reduce": t.overlap_grad_reduce,
+    }
+    missing = [name for name, is_on in needs.items() if not is_on]
+    if not t.overlap_param_gather or not missing:
+        return None
+    return f"true needs {' and '.join(missing)}; turn that on, or this off"
+
+
+@_rule("sequence_parallel", "tensor_model_parallel_size")
+def _sequence_parallel_needs_tensor_parallel(t: TrainerConfig) -> str | None:
+    if not t.sequence_parallel or t.tensor_model_parallel_size > 1:
+        return None
+    return "true needs tensor_model_parallel_size of 2 or more; raise that, or turn this off"
+
+
+@_rule("recompute_granularity", "recompute_method", "recompute_num_layers")
+def _recompute_is_complete(t: TrainerConfig) -> str | None:
+    given = t.recompute_method is not None, t.recompute_num_layers is not None
+    if t.recompute_granularity == "full" and not all(given):
+        return "full needs recompute_method and recompute_num_layers; give both, for example uniform and 1"
+    if t.recompute_granularity != "full" and any(given):
+        value = t.recompute_granularity or "null"
+        return f"{value} takes no recompute_method and no recompute_num_layers; set them to null, or this to full"
+    return None

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys of Megatron whose effect this version does not have, and what works instead.
+
+They are known, so that a recipe from elsewhere gets an answer; they are refused, so that none is ignored.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from primus.config.schema import TrainerConfig
+
+
+class Unavailable(NamedTuple):
+    """A feature that is asked for by a key and is not there yet."""
+
+    key: str
+    """Dotted name of the key."""
+    is_asked_for: Callable[[TrainerConfig], bool]
+    """Whether the settings ask for it."""
+    instead: str
+    """What to do, after the value and the words `is not available yet`."""
+
+
+_MORE_DATA_PARALLEL = "set it to 1 and use data parallelism, with use_distributed_optimizer to save memory"
+
+UNAVAILABLE: Sequence[Unavailable] = (
+    Unavailable("tensor_model_parallel_size", lambda t: t.tensor_model_parallel_size > 1, _MORE_DATA_PARALLEL),
+    Unavailable("pipeline_model_parallel_size", lambda t: t.pipeline_model_parallel_size > 1, _MORE_DATA_PARALLEL),
+    Unavailable(
+        "virtual_pipeline_model_parallel_size",
+        lambda t: t.virtual_pipeline_model_parallel_size is not None,
+        "set it to null and use data parallelism, with use_distributed_optimizer to save memory",
+    ),
+    Unavailable(
+        "context_parallel_size",
+        lambda t: t.context_parallel_size > 1,
+        "set it to 1; recompute_granularity full lets longer sequences fit",
+    ),
+    Unavailable(
+        "sequence_parallel",
+        lambda t: t.sequence_parallel,
+        "set it to false; recompute_granularity full saves activation memory",
+    ),
+    Unavailable("lora.enabled", lambda t: t.lora.enabled, "set it to false, which trains all weights"),
+    Unavailable(
+        "hf_path",
+        lambda t: t.hf_path is not None,
+        "set it to null and start from a checkpoint of this project with load and finetune",
+    ),
+    Unavailable(
+        "enable_packed_sequences",
+        lambda t: t.enable_packed_sequences,
+        "set it to false; sft_length_bucket keeps most of the padding away",
+    ),
+    Unavailable(
+        "add_bias_linear", lambda t: t.add_bias_linear, "set it to false; add_qkv_bias is the bias that Qwen2 has"
+    ),
+)
+
+
+def asked_for(trainer: TrainerConfig, *, wrong: frozenset[str]) -> Sequence[Unavailable]:
+    """Return the unavailable features that the settings ask for.
+
+    Args:
+        trainer: The settings; keys in `wrong` may be missing.
+        wrong: Keys without a usable value, which are left out.
+
+    Returns:
+        In the order of `UNAVAILABLE`.
+    """
+    return [
+        feature for feature in UNAVAILABLE if feature.key.split(".")[0] not in wrong and feature.is_asked_for(trainer)
+    ]
