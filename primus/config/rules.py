@@ -177,11 +177,8 @@ def _sequence_parallel_needs_tensor_parallel(t: TrainerConfig) -> str | None:
 
 
 @_rule("recompute_granularity", "recompute_method", "recompute_num_layers")
-def _recompute_is_complete(t: TrainerConfig) -> str | None:
-    given = t.recompute_method is not None, t.recompute_num_layers is not None
-    if t.recompute_granularity == "full" and not all(given):
-        return "full needs recompute_method and recompute_num_layers; give both, for example uniform and 1"
-    if t.recompute_granularity != "full" and any(given):
-        value = t.recompute_granularity or "null"
-        return f"{value} takes no recompute_method and no recompute_num_layers; set them to null, or this to full"
-    return None
+def _only_full_recomputation_is_divided(t: TrainerConfig) -> str | None:
+    if t.recompute_granularity == "full" or (t.recompute_method is None and t.recompute_num_layers is None):
+        return None
+    value = t.recompute_granularity or "null"
+    return f"{value} takes no recompute_method and no recompute_num_layers; set them to null, or this to full"

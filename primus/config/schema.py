@@ -142,8 +142,6 @@ class DataKeys(_Section):
     """A batch is padded to its longest sequence, rounded up to this."""
     enable_packed_sequences: bool = False
     """Several conversations in one sequence."""
-    num_workers: NonNegativeInt = 0
-    """Processes that tokenize; 0 uses the training process."""
 
 
 class OptimizationKeys(_Section):
@@ -217,9 +215,9 @@ class SystemKeys(_Section):
     recompute_granularity: Literal["full", "selective"] | None = None
     """Recompute activations in the backward pass to save memory."""
     recompute_method: Literal["uniform", "block"] | None = None
-    """Which layers `full` recomputes."""
+    """Which layers `full` recomputes: blocks of all (`uniform`, also null), or the first of a stage (`block`)."""
     recompute_num_layers: PositiveInt | None = None
-    """Layers per recomputed block."""
+    """Layers of a block with `uniform`, recomputed layers with `block`; null means 1."""
     distributed_timeout_minutes: PositiveInt = 60
     """Longest wait of a collective."""
     finetune: bool = False
