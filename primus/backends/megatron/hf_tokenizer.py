@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tokenizer of an exported model, with the chat template that it was trained with."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+import primus.sft.formatters
+from primus.errors import TokenizerError
+from primus.sft.formatters import IM_END
+from primus.sft.tokenizer import SFTTokenizer
+
+logger = logging.getLogger(__name__)
+
+_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
+_PROBE = (
+    {"role": "user", "content": "Hello, it's 12345 o'clock.\n\n caf\u00e9 \u4f60\u597d \U0001f44d"},
+    {"role": "assistant", "content": "Yes."},
+)
+
+
+def chat_template(conversation_format: str, *, add_bos: bool) -> str:
+    """The text of the chat template of a conversation format, as formatters render it.
+
+    Args:
+        conversation_format: A name that `create_formatter` knows.
+        add_bos: Whether training sequences begin with the tokenizer's BOS.
+    """
+    name = "alpaca.jinja" if conversation_format == "alpaca" else "chatml.jinja"
+    text = Path(primus.sft.formatters.__file__).with_name(name).read_text(encoding="utf-8")
+    return "{{- bos_token -}}" + text if add_bos else text
+
+
+def end_of_turn(conversation_format: str, *, tokenizer: SFTTokenizer) -> str:
+    """The text that ends an assistant turn; empty if the format leaves that to an EOS that the tokenizer lacks."""
+    return tokenizer.eos_token if conversation_format == "alpaca" else IM_END
+
+
+def write_tokenizer(source: str, *, output: Path, tokenizer: SFTTokenizer, template: str) -> None:
+    """Write a folder that `AutoTokenizer` loads, and check that it does what training did.
+
+    Args:
+        source: Where the tokenizer comes from: a folder, a `tokenizer.json`, or a name for `AutoTokenizer`.
+        output: The folder, which exists.
+        tokenizer: The same tokenizer, as training used it.
+        template: The chat template.
+
+    Raises:
+        TokenizerError: If the source cannot be made a folder of that kind. A chat that gets other ids than in training
+            is a warning.
+    """
+    path = Path(source)
+    if path.is_dir() and (path / "tokenizer_config.json").exists():
+        for name in _FILES:
+            if (path / name).exists():
+                shutil.copyfile(path / name, output / name)
+    elif path.suffix == ".model" or (path.is_dir() and not (path / "tokenizer.json").exists()):
+        raise TokenizerError(
+            f"{source}: a SentencePiece model has no exact form in transformers; pass --tokenizer FOLDER, a Hugging"
+            " Face tokenizer with the same vocabulary"
+        )
+    elif path.exists():
+        _save_bare(path / "tokenizer.json" if path.is_dir() else path, output=output, tokenizer=tokenizer)
+    else:
+        AutoTokenizer.from_pretrained(source).save_pretrained(output)
+    (output / "chat_template.jinja").write_text(template, encoding="utf-8")
+    _rewrite_config(output / "tokenizer_config.json")
+    _check(output, tokenizer=tokenizer, template=template)
+
+
+def _save_bare(tokenizer_file: Path, *, output: Path, tokenizer: SFTTokenizer) -> None:
+    """Save a tokenizer.json as a folder, with the special tokens that training read from it."""
+    names = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
+    texts = {token_id: text for text, token_id in tokenizer.control_tokens.items()}
+    special = {name: texts[token_id] for name, token_id in names.items() if token_id in texts}
+    PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file), **special).save_pretrained(output)
+
+
+def _rewrite_config(path: Path) -> None:
+    """Take out the template of the pretrained model, and name a class that every release of transformers has."""
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("chat_template", None)
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _check(folder: Path, *, tokenizer: SFTTokenizer, template: str) -> None:
+    exported = AutoTokenizer.from_pretrained(folder)
+    text: str = exported.apply_chat_template(_PROBE, tokenize=False)
+    if exported.chat_template != template:
+        raise TokenizerError(f"{folder}: transformers reads another chat template than was written; report this")
+    ids = exported(text, add_special_tokens=False)["input_ids"]
+    markers = [
+        (start, start + len(control)) for control in tokenizer.control_tokens for start in _occurrences(text, control)
+    ]
+    trained_ids = tokenizer.encode(text, markers=sorted(markers)).ids_T.tolist()
+    if ids != trained_ids:
+        logger.warning(
+            "%s: in transformers this tokenizer gives %d ids for a chat that is %d in training; answers may suffer",
+            tokenizer.name,
+            len(ids),
+            len(trained_ids),
+        )
+
+
+def _occurrences(text: str, part: str) -> list[int]:
+    starts, start = [], text.find(part)
+    while start >= 0:
+        starts.append(start)
+        start = text.find(part, start + len(part))
+    return starts

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many weights a model has, from its keys alone.
+
+The counts are those of megatron-core's GPTModel, to the last weight; `memory.py` turns them into bytes.
+"""
+
+import math
+from dataclasses import dataclass
+
+from primus.config.schema import ModelKeys
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadLayout:
+    """How many heads there are and how wide one is, with what the keys leave to their defaults filled in."""
+
+    num_attention_heads: int
+    """Query heads."""
+    num_query_groups: int
+    """Key-value heads."""
+    kv_channels: int
+    """Width of one head."""
+
+    @classmethod
+    def of(cls, model: ModelKeys) -> "HeadLayout":
+        """The heads of a model."""
+        return cls(
+            num_attention_heads=model.num_attention_heads,
+            num_query_groups=model.num_query_groups or model.num_attention_heads,
+            kv_channels=model.kv_channels or model.hidden_size // model.num_attention_heads,
+        )
+
+    @property
+    def query_width(self) -> int:
+        """Width of all query heads together."""
+        return self.num_attention_heads * self.kv_channels
+
+    @property
+    def key_width(self) -> int:
+        """Width of all key heads together, which is also that of all value heads."""
+        return self.num_query_groups * self.kv_channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterCount:
+    """Weights of a model, by where they are and by whether tensor parallelism cuts them."""
+
+    num_layers: int
+    """Transformer layers."""
+    cut_per_layer: int
+    """Weights of one layer that tensor-parallel ranks share out: the linear layers."""
+    whole_per_layer: int
+    """Weights of one layer that every tensor-parallel rank keeps: the norms."""
+    final_norm: int
+    """Weights of the norm after the last layer."""
+    embedding: int
+    """Weights of the embedding, padding rows included."""
+    output_layer: int
+    """Weights of the output layer; 0 if it is the embedding."""
+
+    @property
+    def total(self) -> int:
+        """All weights of the model."""
+        per_layer = self.cut_per_layer + self.whole_per_layer
+        return self.num_layers * per_layer + self.final_norm + self.embedding + self.output_layer
+
+    def on_one_rank(self, *, tensor_parallel: int, pipeline_parallel: int) -> int:
+        """Weights of the rank that has the most of them.
+
+        The first pipeline stage has the embedding, the last one the final norm and the output layer, which is a
+        second copy of the embedding if the two are tied.
+        """
+        layers = self.num_layers // pipeline_parallel * (self.cut_per_layer // tensor_parallel + self.whole_per_layer)
+        if pipeline_parallel == 1:
+            ends = (self.embedding + self.output_layer) // tensor_parallel + self.final_norm
+        else:
+            ends = (self.output_layer or self.embedding) // tensor_parallel + self.final_norm
+        return layers + ends
+
+
+def padded_vocab_size(vocab_size: int, *, divisible_by: int, tensor_parallel: int) -> int:
+    """Rows of the embedding: the vocabulary rounded up as Megatron does, so that every rank has as many.
+
+    Examples:
+        >>> padded_vocab_size(151665, divisible_by=128, tensor_parallel=2)
+        151808
+    """
+    multiple = divisible_by * tensor_parallel
+    return math.ceil(vocab_size / multiple) * multiple
+
+
+def count_parameters(model: ModelKeys, *, padded_vocab_size: int) -> ParameterCount:
+    """Count the weights of GPTModel.
+
+    Args:
+        model: The model's keys.
+        padded_vocab_size: Rows of the embedding.
+
+    Returns:
+        The counts of the whole model, before any rank takes its share.
+    """
+    heads = HeadLayout.of(model)
+    hidden, ffn = model.hidden_size, model.ffn_hidden_size
+    qkv_rows = heads.query_width + 2 * heads.key_width
+    attention = qkv_rows * hidden + (qkv_rows if model.add_qkv_bias else 0) + hidden * heads.query_width
+    mlp = (3 if model.swiglu else 2) * ffn * hidden
+    return ParameterCount(
+        num_layers=model.num_layers,
+        cut_per_layer=attention + mlp,
+        whole_per_layer=2 * hidden + (2 * heads.kv_channels if model.qk_layernorm else 0),
+        final_norm=hidden,
+        embedding=padded_vocab_size * hidden,
+        output_layer=padded_vocab_size * hidden if model.untie_embeddings_and_output_weights else 0,
+    )

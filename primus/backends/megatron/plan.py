@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run will be, from its configuration and its data, without a model and without a GPU.
+
+Legend: N sequences of the data set, B sequences of a micro-batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from primus.backends.megatron.core.datasets.sft_dataset import SFTDataset
+from primus.backends.megatron.layout import Layout, build_layout, num_steps
+from primus.backends.megatron.memory import MemoryEstimate, ParallelSizes, Recompute, estimate_memory
+from primus.backends.megatron.parameter_count import ParameterCount, count_parameters, padded_vocab_size
+from primus.config.schema import TrainConfig, TrainerConfig
+
+IntArray = npt.NDArray[np.int64]
+
+_GIB = 2**30
+_MOST_STEPS_LOOKED_AT = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPlan:
+    """A data set in numbers; a token that is predicted is counted once, as a target or as context."""
+
+    num_sequences: int
+    """Conversations, one per sequence."""
+    num_positions: int
+    """Predicted tokens, padding not counted."""
+    num_targets: int
+    """Those that are trained."""
+    longest: int
+    """Positions of the longest conversation."""
+
+    @classmethod
+    def of(cls, data: SFTDataset) -> "DataPlan":
+        """The numbers of a data set."""
+        return cls(
+            num_sequences=len(data),
+            num_positions=int(data.num_positions_N.sum()),
+            num_targets=int(data.num_targets_N.sum()),
+            longest=int(data.num_positions_N.max()),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A training run in numbers."""
+
+    trainer: TrainerConfig
+    """The settings."""
+    layout: Layout
+    """Ranks and micro-batches."""
+    vocab_size: int
+    """Rows of the embedding that stand for a token."""
+    padded_vocab_size: int
+    """All rows of the embedding."""
+    parameters: ParameterCount
+    """Weights of the model."""
+    train: DataPlan
+    """The training data."""
+    validation: DataPlan | None
+    """The validation data."""
+    num_steps: int
+    """Optimizer steps."""
+    padding_share: float
+    """Share of the positions of all micro-batches that hold padding."""
+    widest: int
+    """Positions of the widest micro-batch there can be."""
+    memory: MemoryEstimate
+    """What the fullest rank keeps."""
+    activations_kept: int
+    """Bytes of the activations if nothing is recomputed."""
+    activations_recomputed: int
+    """Bytes of the activations if every layer is recomputed by itself."""
+
+    @property
+    def num_epochs(self) -> float:
+        """Passes over the training data."""
+        return self.num_steps * self.trainer.global_batch_size / self.train.num_sequences
+
+    def lines(self) -> list[str]:
+        """The plan for people: at most 100 columns, one number per line."""
+        return [*_model_lines(self), *_layout_lines(self), *_data_lines(self), *_memory_lines(self)]
+
+
+def build_plan(config: TrainConfig, *, train: SFTDataset, validation: SFTDataset | None, world_size: int) -> Plan:
+    """Work out what a run will be.
+
+    Args:
+        config: The run.
+        train: Its training data.
+        validation: Its validation data, if it has any.
+        world_size: Ranks to plan for.
+
+    Returns:
+        The plan.
+
+    Raises:
+        LayoutError: If that many ranks cannot share the run.
+    """
+    trainer = config.trainer
+    layout = build_layout(trainer, world_size=world_size)
+    vocab_size = trainer.vocab_size or train.tokenizer.vocab_size
+    num_rows = padded_vocab_size(
+        vocab_size,
+        divisible_by=trainer.make_vocab_size_divisible_by,
+        tensor_parallel=trainer.tensor_model_parallel_size,
+    )
+    parameters = count_parameters(trainer, padded_vocab_size=num_rows)
+    steps = num_steps(trainer, num_sequences=len(train))
+    longest = max(int(data.num_positions_N.max()) for data in (train, validation) if data is not None)
+    widest = _width(longest, multiple=trainer.sft_pad_to_multiple_of, limit=trainer.seq_length)
+    recompute = Recompute(
+        granularity=trainer.recompute_granularity,
+        method=trainer.recompute_method,
+        num_layers=trainer.recompute_num_layers or 1,
+    )
+
+    def memory(recompute: Recompute) -> MemoryEstimate:
+        return estimate_memory(
+            trainer,
+            parameters=parameters,
+            padded_vocab_size=num_rows,
+            sizes=ParallelSizes(
+                tensor=trainer.tensor_model_parallel_size,
+                pipeline=trainer.pipeline_model_parallel_size,
+                virtual_pipeline=trainer.virtual_pipeline_model_parallel_size or 1,
+                context=trainer.context_parallel_size,
+                data=layout.data_parallel_size,
+                sequence_parallel=trainer.sequence_parallel,
+            ),
+            micro_batch_size=trainer.micro_batch_size,
+            num_micro_batches=layout.num_micro_batches,
+            seq_length=widest,
+            bf16=trainer.bf16,
+            use_distributed_optimizer=trainer.use_distributed_optimizer,
+            recompute=recompute,
+        )
+
+    return Plan(
+        trainer=trainer,
+        layout=layout,
+        vocab_size=vocab_size,
+        padded_vocab_size=num_rows,
+        parameters=parameters,
+        train=DataPlan.of(train),
+        validation=None if validation is None else DataPlan.of(validation),
+        num_steps=steps,
+        padding_share=_padding_share(train, trainer=trainer, num_steps=steps),
+        widest=widest,
+        memory=memory(recompute),
+        activations_kept=memory(replace(recompute, granularity=None)).activations,
+        activations_recomputed=memory(Recompute(granularity="full", method="uniform", num_layers=1)).activations,
+    )
+
+
+def _width(num_positions: int, *, multiple: int, limit: int) -> int:
+    """Positions of a micro-batch whose longest sequence has so many."""
+    return min(limit, -(-num_positions // multiple) * multiple)
+
+
+def _padding_share(train: SFTDataset, *, trainer: TrainerConfig, num_steps: int) -> float:
+    """Share of padding in the micro-batches of the run, of its first 2000 steps if it is longer."""
+    order = train.order(global_batch_size=trainer.global_batch_size, length_bucket=trainer.sft_length_bucket)
+    num_positions = num_places = 0
+    for step in range(min(num_steps, _MOST_STEPS_LOOKED_AT)):
+        lengths_B = train.num_positions_N[order.global_batch(step)].reshape(-1, trainer.micro_batch_size)
+        for longest in lengths_B.max(axis=1):
+            width = _width(int(longest), multiple=trainer.sft_pad_to_multiple_of, limit=trainer.seq_length)
+            num_places += width * trainer.micro_batch_size
+        num_positions += int(lengths_B.sum())
+    return 1 - num_positions / num_places
+
+
+def _row(label: str, value: str, remark: str = "") -> str:
+    return f"  {label:<22}{value:>16}  {remark}".rstrip()
+
+
+def _model_lines(plan: Plan) -> list[str]:
+    trainer, parameters = plan.trainer, plan.parameters
+    groups = trainer.num_query_groups or trainer.num_attention_heads
+    output = f"output layer {parameters.output_layer:,}" if parameters.output_layer else "the output layer is the same"
+    return [
+        "model",
+        _row(
+            "layers",
+            f"{trainer.num_layers:,}",
+            f"hidden {trainer.hidden_size:,}, MLP {trainer.ffn_hidden_size:,}, "
+            f"{trainer.num_attention_heads} heads, {groups} key-value heads",
+        ),
+        _row("parameters", f"{parameters.total:,}", f"embedding {parameters.embedding:,}, {output}"),
+        _row("vocabulary", f"{plan.vocab_size:,}", f"padded to {plan.padded_vocab_size:,} rows"),
+    ]
+
+
+def _layout_lines(plan: Plan) -> list[str]:
+    trainer, layout = plan.trainer, plan.layout
+    return [
+        "ranks",
+        _row(
+            "ranks",
+            f"{layout.world_size:,}",
+            f"data parallel {layout.data_parallel_size} x tensor {trainer.tensor_model_parallel_size} x pipeline "
+            f"{trainer.pipeline_model_parallel_size} x context {trainer.context_parallel_size}",
+        ),
+        _row(
+            "sequences per step",
+            f"{trainer.global_batch_size:,}",
+            f"micro-batches of {trainer.micro_batch_size} x {layout.num_micro_batches} passes x "
+            f"{layout.data_parallel_size} data-parallel ranks",
+        ),
+        _row("steps", f"{plan.num_steps:,}", f"{plan.num_epochs:.3g} epochs"),
+    ]
+
+
+def _data_lines(plan: Plan) -> list[str]:
+    lines = ["data"]
+    for name, data in (("training", plan.train), ("validation", plan.validation)):
+        if data is not None:
+            share = 100 * data.num_targets / data.num_positions
+            lines += [
+                _row(f"{name} sequences", f"{data.num_sequences:,}", f"longest {data.longest:,} tokens"),
+                _row(f"{name} tokens", f"{data.num_positions:,}", f"{data.num_targets:,} supervised ({share:.1f} %)"),
+            ]
+    return [
+        *lines,
+        _row(
+            "padding",
+            f"{100 * plan.padding_share:.1f} %",
+            "of the positions; micro-batches are as wide as their longest sequence",
+        ),
+    ]
+
+
+def _memory_lines(plan: Plan) -> list[str]:
+    trainer, memory = plan.trainer, plan.memory
+    dtype = "bfloat16" if trainer.bf16 else "float32"
+    moments = "moments and float32 weights" if trainer.bf16 else "moments"
+    shared = f", shared by {plan.layout.data_parallel_size} ranks" if trainer.use_distributed_optimizer else ""
+    size = f"{trainer.micro_batch_size} x {plan.widest:,} positions"
+    recomputed = f"{plan.activations_recomputed / _GIB:,.2f} with full recomputation"
+    kept = f"{plan.activations_kept / _GIB:,.2f} without recomputation"
+    rows: Sequence[tuple[str, int, str]] = (
+        ("weights", memory.weights, dtype),
+        ("gradients", memory.gradients, "float32"),
+        ("optimizer", memory.optimizer, f"Adam's {moments}, float32{shared}"),
+        ("activations", memory.activations, f"{size}; {kept if trainer.recompute_granularity else recomputed}"),
+        ("logits", memory.logits, f"{size} x {plan.padded_vocab_size:,}"),
+        ("together", memory.total, "at the widest micro-batch; leave a tenth for what is not estimated"),
+    )
+    return [
+        "memory of a rank, GiB",
+        *(_row(name, f"{num_bytes / _GIB:,.2f}", remark) for name, num_bytes, remark in rows),
+    ]

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `primus` command, and the only place that catches `PrimusError`.
+
+Exit codes: 0 done; 1 a fault of the program, with its traceback; 2 something the user can put right, one line per
+problem; 130 and 143 stopped by Ctrl-C and by SIGTERM.
+"""
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+from primus.cli import commands, failures
+from primus.errors import PrimusError
+
+USER_ERROR = 2
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line.
+
+    Args:
+        arguments: The words after `primus`; None takes those that the process was started with.
+
+    Returns:
+        The exit code.
+    """
+    _write_any_character()
+    sys.excepthook = failures.report_exception
+    try:
+        return commands.run(sys.argv[1:] if arguments is None else list(arguments))
+    except PrimusError as error:
+        failures.report(error.problems)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        failures.report(["interrupted"])
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has enough (`primus train --dry-run | head`). Python's own flush at exit must not
+        # find the broken pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _write_any_character() -> None:
+    """Let a terminal that lacks a character show its code instead of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`primus train --dry-run`: read everything, check everything, print the plan, train nothing."""
+
+import sys
+import textwrap
+from collections.abc import Sequence
+
+from primus.backends.megatron.core.datasets.sft_dataset import SFTDataset
+from primus.backends.megatron.datasets import build_datasets
+from primus.backends.megatron.plan import build_plan
+from primus.cli.parsing import HELP_WIDTH
+from primus.cli.preview import preview
+from primus.config.schema import TrainConfig
+from primus.sft.tokenizer import load_tokenizer
+
+
+def print_plan(config: TrainConfig, *, world_size: int) -> None:
+    """Print the ledger, the plan and one training sequence.
+
+    Args:
+        config: The run.
+        world_size: Ranks to plan for.
+    """
+    tokenizer = load_tokenizer(config.trainer.tokenizer_model or "")
+    train, validation = build_datasets(config, tokenizer=tokenizer, writes_quarantine=False)
+    plan = build_plan(config, train=train, validation=validation, world_size=world_size)
+    for title, data in (("rows", train), ("validation rows", validation)):
+        if data is not None and (data is train or data.ledger is not train.ledger):
+            print("\n".join([title, *_wrapped(data.ledger.lines())]))
+    print("\n".join(plan.lines()))
+    print("\n".join(_first_sequence(train)))
+
+
+def _wrapped(lines: Sequence[str]) -> list[str]:
+    """Lines of at most 100 columns, the rest of a long one indented below it; paths stay whole."""
+    wrapper = textwrap.TextWrapper(
+        width=HELP_WIDTH, initial_indent="  ", subsequent_indent=" " * 8, break_long_words=False, break_on_hyphens=False
+    )
+    return [part for line in lines for part in wrapper.wrap(line)]
+
+
+def _first_sequence(train: SFTDataset) -> list[str]:
+    in_colour = sys.stdout.isatty()
+    sequence = train[0]
+    what = "bold green" if in_colour else "between \u27e6 and \u27e7"
+    return [
+        f"first sequence ({train.origin(0)}); what is trained is {what}",
+        *preview(
+            input_ids_S=sequence["input_ids"].tolist(),
+            labels_S=sequence["labels"].tolist(),
+            loss_mask_S=sequence["loss_mask"].tolist(),
+            num_positions=int(train.num_positions_N[0]),
+            tokenizer=train.tokenizer,
+            in_colour=in_colour,
+        ),
+    ]

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`primus checkpoint export-hf`: a checkpoint as a Hugging Face folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from primus.cli.logs import set_up_logging
+from primus.cli.parsing import CommandParser
+
+_DESCRIPTION = """Write a checkpoint as a folder that transformers, vLLM and others load as it is: weights in
+safetensors, config.json, the tokenizer with the chat template that the model was trained with, and a generation
+configuration that ends an answer where the model was trained to end it. A GPU is not needed."""
+_EXAMPLES = """
+primus checkpoint export-hf output/primus/user/tiny-multiturn-sft/checkpoints exported
+primus checkpoint export-hf output/primus/user/tiny-multiturn-sft/checkpoints/iter_0002000 exported --force
+"""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run `primus checkpoint export-hf`.
+
+    Args:
+        arguments: The words after `primus checkpoint export-hf`.
+
+    Returns:
+        The exit code.
+    """
+    parser = CommandParser("checkpoint export-hf", description=_DESCRIPTION, examples=_EXAMPLES)
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CKPT", help="an iter_* folder, or a folder of them, whose newest is taken"
+    )
+    parser.add_argument("output", type=Path, metavar="DIR", help="the folder to write")
+    parser.add_argument("--tokenizer", metavar="T", help="its folder, file or name, if it has moved since training")
+    parser.add_argument("--force", action="store_true", help="replace what DIR holds")
+    parser.add_argument("--verbose", action="store_true", help="log more, warnings of libraries included")
+    options = parser.parse(arguments)
+    set_up_logging(verbose=options.verbose)
+    from primus.backends.megatron.hf_export import export_hf
+
+    export_hf(options.checkpoint, output=options.output, tokenizer=options.tokenizer, force=options.force)
+    print(f"Hugging Face folder: {options.output}")
+    return 0

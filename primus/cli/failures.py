@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a failure reaches the person who started the run, once, however many ranks fail.
+
+A process of its own prints to stderr. A rank also leaves its report in the file that torchrun's agent names
+(TORCHELASTIC_ERROR_FILE, in the form of `torch.distributed.elastic.multiprocessing.errors.record`): when several ranks
+fail, mostly because the first one did, the agent picks the first. Under this project's own launcher ranks stay silent
+and the launcher prints that report; under plain torchrun rank 0 prints and the agent reports the rest; under another
+launcher (Slurm, MPI) every rank prints, with its number.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+ERROR_FILE_VARIABLE = "TORCHELASTIC_ERROR_FILE"
+LAUNCHER_VARIABLE = "PRIMUS_LAUNCHER_PID"
+_ORPHANED = 143
+
+
+def report(problems: Sequence[str]) -> None:
+    """Show problems of the user, one line each."""
+    _report("\n".join(" ".join(problem.splitlines()) for problem in problems))
+
+
+def report_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Show the traceback of a fault of the program; serves as `sys.excepthook`."""
+    _report("".join(traceback.format_exception(kind, error, trace)).rstrip())
+
+
+def current_rank() -> int | None:
+    """This process's rank if a launcher started it, else None."""
+    return int(os.environ["RANK"]) if "RANK" in os.environ else None
+
+
+def end_with_launcher() -> None:
+    """End this process when the launcher is gone, even by SIGKILL: nobody would read its exit code or free its GPU."""
+    if LAUNCHER_VARIABLE in os.environ:
+        launcher = int(os.environ[LAUNCHER_VARIABLE])
+        threading.Thread(target=_wait_for_end_of, args=(launcher,), daemon=True).start()
+
+
+def _wait_for_end_of(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(0.5)
+    os._exit(_ORPHANED)
+
+
+def _report(text: str) -> None:
+    rank, error_file = current_rank(), os.environ.get(ERROR_FILE_VARIABLE)
+    if rank is not None and error_file is not None:
+        _write_error_file(Path(error_file), text)
+        if rank != 0 or LAUNCHER_VARIABLE in os.environ:
+            return
+    elif rank:
+        text = "\n".join(f"[rank {rank}] {line}" for line in text.splitlines())
+    print(text, file=sys.stderr, flush=True)
+
+
+def _write_error_file(path: Path, text: str) -> None:
+    now = time.time()
+    # The agent reads whole seconds and shows `py_callstack`; the launcher of this project orders by `time`.
+    extra = {"py_callstack": text, "timestamp": str(int(now)), "time": now}
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(json.dumps({"message": {"message": text, "extraInfo": extra}}), encoding="utf-8")
+    unfinished.rename(path)

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`primus train`: one rank, several ranks of this machine, or a plan without training."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from primus.cli import failures
+from primus.cli.logs import set_up_logging
+from primus.cli.parsing import CommandParser, positive_int
+from primus.config import load_config
+from primus.config.schema import TrainConfig
+from primus.errors import ConfigError
+
+_DESCRIPTION = """Train a model on conversations as a YAML file says. Any key of the file, and any other key of the
+trainer, can be given as key=value and then wins. Under torchrun, or another launcher that sets RANK and WORLD_SIZE,
+the process is one rank of the run."""
+_EXAMPLES = """
+primus train --config tiny-multiturn-sft.yaml --dry-run
+primus train --config tiny-multiturn-sft.yaml
+primus train --config tiny-multiturn-sft.yaml --nproc-per-node 2 exp_name=two_ranks train_iters=20
+"""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run `primus train`.
+
+    Args:
+        arguments: The words after `primus train`.
+
+    Returns:
+        The exit code.
+    """
+    options = _parser().parse(arguments)
+    _check(options)
+    set_up_logging(verbose=options.verbose)
+    config = load_config(options.config, overrides=options.overrides)
+    if options.dry_run:
+        from primus.cli.dry_run import print_plan
+
+        print_plan(config, world_size=_world_size(options))
+        return 0
+    if (options.nproc_per_node or 1) > 1:
+        return _launch(arguments, num_ranks=options.nproc_per_node)
+    failures.end_with_launcher()
+    return _train(config)
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser("train", description=_DESCRIPTION, examples=_EXAMPLES)
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="YAML file; a bare name is also looked for in examples/configs/"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check configuration and data, print the plan, and train nothing"
+    )
+    parser.add_argument(
+        "--nproc-per-node", type=positive_int, metavar="N", help="start N ranks on this machine (default: this process)"
+    )
+    parser.add_argument(
+        "--world-size", type=positive_int, metavar="N", help="with --dry-run: ranks to plan for, on all machines"
+    )
+    parser.add_argument("--verbose", action="store_true", help="log more, warnings of libraries included")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration keys, as in the file")
+    return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse options that contradict each other.
+
+    Raises:
+        ConfigError: If they do.
+    """
+    problems = []
+    if options.world_size is not None and not options.dry_run:
+        problems.append("--world-size: only plans for that many ranks; add --dry-run, or use --nproc-per-node")
+    if options.world_size is not None and options.nproc_per_node is not None:
+        problems.append("--world-size: says the same as --nproc-per-node; give one of them")
+    if options.nproc_per_node is not None and failures.current_rank() is not None:
+        problems.append("--nproc-per-node: RANK is set, so a launcher has started this process; leave the option out")
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _world_size(options: argparse.Namespace) -> int:
+    """Ranks to plan for: as asked, or as a launcher says, or one."""
+    return int(options.world_size or options.nproc_per_node or os.environ.get("WORLD_SIZE", "1"))
+
+
+def _launch(arguments: Sequence[str], *, num_ranks: int) -> int:
+    """Start the ranks with the same arguments, less the option that asks for them."""
+    from primus.backends.megatron.launch import launch_ranks
+
+    outcome = launch_ranks(
+        ["train", *_without_option(arguments, "--nproc-per-node")],
+        num_ranks=num_ranks,
+        launcher_variable=failures.LAUNCHER_VARIABLE,
+    )
+    if outcome.report:
+        print(outcome.report, file=sys.stderr)
+    return outcome.exit_code
+
+
+def _without_option(arguments: Sequence[str], option: str) -> list[str]:
+    """Drop an option and its value, in either of its forms.
+
+    Examples:
+        >>> _without_option(["--n", "2", "a=1"], "--n"), _without_option(["a=1", "--n=2"], "--n")
+        (['a=1'], ['a=1'])
+    """
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == option:
+            next(words, None)
+        elif not word.startswith(f"{option}="):
+            rest.append(word)
+    return rest
+
+
+def _train(config: TrainConfig) -> int:
+    from primus.backends.megatron.trainer import run_training
+
+    result = run_training(config)
+    print(result)
+    return 0
