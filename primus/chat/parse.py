@@ -106,7 +106,8 @@ def _from_messages(row: Mapping[str, Any], name: str, origin: str) -> Conversati
     messages = row[name]
     if isinstance(messages, str):
         raise ConversationError(
-            f"{origin}: {name!r} is a string, not a list of messages; if it holds JSON, decode it when the file is made",
+            f"{origin}: {name!r} is a string, not a list of messages; if it holds JSON, decode it when the file is"
+            " made",
             reason="messages_type",
         )
     if not isinstance(messages, list | tuple):
@@ -118,17 +119,23 @@ def _from_messages(row: Mapping[str, Any], name: str, origin: str) -> Conversati
         messages=tuple(parse_message(m, place=f"{origin}: turn {turn}") for turn, m in enumerate(messages)),
         tools=_tools(row, origin),
         origin=origin,
-        ignored_fields=tuple(sorted({k for m in messages for k, v in m.items() if k not in _MESSAGE_FIELDS and v is not None})),
-    )  # fmt: skip
+        ignored_fields=tuple(sorted({name for message in messages for name in _ignored(message)})),
+    )
+
+
+def _ignored(message: Mapping[str, Any]) -> list[str]:
+    return [name for name, value in message.items() if name not in _MESSAGE_FIELDS and value is not None]
 
 
 def _from_single_turn(row: Mapping[str, Any], messages_fields: Sequence[str], origin: str) -> Conversation:
     instruction = _only(row, INSTRUCTION_FIELDS, origin)
     response = _only(row, RESPONSE_FIELDS, origin)
     if instruction is None or response is None:
-        wanted = f"{' or '.join(map(repr, messages_fields))}, or {'|'.join(INSTRUCTION_FIELDS)} with {'|'.join(RESPONSE_FIELDS)}"
+        wanted = " or ".join(map(repr, messages_fields))
+        wanted += f", or {'|'.join(INSTRUCTION_FIELDS)} with {'|'.join(RESPONSE_FIELDS)}"
         raise ConversationError(
-            f"{origin}: the row has the fields {', '.join(map(repr, row)) or '(none)'}, but a conversation needs {wanted};"
+            f"{origin}: the row has the fields {', '.join(map(repr, row)) or '(none)'}, but a conversation needs"
+            f" {wanted};"
             " rename the fields, or name the messages with sft_messages_field",
             reason="fields",
         )
@@ -228,7 +235,8 @@ def _text_part(part: object, place: str) -> str:
         return str(part["text"])
     found = f"a part of type {part.get('type')!r}" if isinstance(part, Mapping) else f"a {_type_name(part)}"
     raise ConversationError(
-        f'{place}: is {found}, not {{"type": "text", "text": ...}}; only text can be trained here', reason="content_part"
+        f'{place}: is {found}, not {{"type": "text", "text": ...}}; only text can be trained here',
+        reason="content_part",
     )
 
 
@@ -268,7 +276,8 @@ def _tool_call(call: object, place: str) -> ToolCall:
         arguments = {}
     if not isinstance(arguments, Mapping):
         raise ConversationError(
-            f"{place}: arguments of {function['name']!r} are a JSON {_type_name(arguments)}, not an object; repair the row",
+            f"{place}: arguments of {function['name']!r} are a JSON {_type_name(arguments)}, not an object; repair"
+            " the row",
             reason="tool_arguments",
         )
     call_id = call.get("id")
@@ -282,7 +291,9 @@ def _tools(row: Mapping[str, Any], origin: str) -> tuple[str, ...]:
         try:
             tools = load_json(tools) if tools.strip() else None
         except ValueError as exc:
-            raise ConversationError(f"{origin}: tools is not valid JSON ({exc}); repair the row", reason="tools") from exc
+            raise ConversationError(
+                f"{origin}: tools is not valid JSON ({exc}); repair the row", reason="tools"
+            ) from exc
     if tools is None and isinstance(legacy, list | tuple):
         tools = [{"type": "function", "function": function} for function in legacy]
     if tools is None:
@@ -318,5 +329,13 @@ def _canonical_json(value: object, place: str) -> str:
 
 
 def _type_name(value: object) -> str:
-    names = {dict: "object", list: "list", tuple: "list", str: "string", bool: "boolean", int: "number", float: "number"}
+    names = {
+        dict: "object",
+        list: "list",
+        tuple: "list",
+        str: "string",
+        bool: "boolean",
+        int: "number",
+        float: "number",
+    }
     return "null" if value is None else names.get(type(value), type(value).__name__)

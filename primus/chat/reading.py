@@ -90,7 +90,7 @@ def _open_bytes(path: Path) -> Iterator[IO[bytes]]:
                 with gzip.open(raw) as unzipped:
                     yield io.BufferedReader(unzipped)
             elif suffix == ".zst":
-                import zstandard
+                import zstandard  # noqa: PLC0415
 
                 try:
                     with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as unzipped:
@@ -176,8 +176,8 @@ def _json_type(value: Any) -> str:
 
 def _read_parquet(path: Path) -> Iterator[Row]:
     try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        import pyarrow as pa  # noqa: PLC0415
+        import pyarrow.parquet as pq  # noqa: PLC0415
     except ModuleNotFoundError as exc:
         raise DataError(f"{path}: Parquet needs pyarrow; install the extra: pip install 'primus[parquet]'") from exc
     index = 0

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
+from typing_extensions import Self
 
 from primus.chat.messages import Conversation
 from primus.chat.parse import parse_conversation
@@ -22,7 +23,6 @@ from primus.errors import ConversationError, DataError
 from primus.sft.encoding import EncodedConversation, SuperviseTurns, encode_conversation
 from primus.sft.formatters import ConversationFormatter
 from primus.sft.ledger import NOTHING_TO_TRAIN, OVERLONG, TRAINED, VALIDATION, Ledger
-from primus.sft.masking import IntArray
 from primus.sft.sources import TRAIN_SPLIT, VALIDATION_SPLIT, split_of
 from primus.sft.tokenizer import SFTTokenizer
 from primus.sft.truncation import truncate_right
@@ -151,7 +151,11 @@ def tokenize_files(
                 ledger.ignored_fields.update(conversation.ignored_fields)
                 side = split_of(conversation, validation_fraction=validation_fraction)
                 encoded = _encode(
-                    conversation, formatter=formatter, tokenizer=tokenizer, max_seq_length=max_seq_length, options=options
+                    conversation,
+                    formatter=formatter,
+                    tokenizer=tokenizer,
+                    max_seq_length=max_seq_length,
+                    options=options,
                 )
             except ConversationError as exc:
                 problems.append(str(exc))
@@ -205,7 +209,8 @@ def _encode(
         return truncate_right(encoded, max_tokens=max_seq_length + 1)
     if options.truncation == "error" and len(encoded.tokens_T) > max_seq_length + 1:
         raise ConversationError(
-            f"{conversation.origin}: the conversation has {len(encoded.tokens_T)} tokens, but seq_length {max_seq_length}"
+            f"{conversation.origin}: the conversation has {len(encoded.tokens_T)} tokens, but seq_length"
+            f" {max_seq_length}"
             f" holds {max_seq_length + 1}; raise seq_length, or set sft_truncation to drop or right",
             reason=OVERLONG,
         )
@@ -216,7 +221,8 @@ def _listed(problems: Sequence[str], num_rows: int) -> list[str]:
     listed = list(problems[:_MAX_LISTED])
     if len(problems) > _MAX_LISTED:
         listed.append(
-            f"... {len(problems) - _MAX_LISTED} more of {num_rows} rows are bad; set sft_bad_rows: quarantine to see all of"
+            f"... {len(problems) - _MAX_LISTED} more of {num_rows} rows are bad; set sft_bad_rows: quarantine to see"
+            " all of"
             " them in a file and train the rest"
         )
     return listed
@@ -230,7 +236,7 @@ class _Quarantine:
         self._stack = ExitStack()
         self._file: IO[str] | None = None
 
-    def __enter__(self) -> "_Quarantine":
+    def __enter__(self) -> Self:
         return self
 
     def write(self, row: Row, *, reason: str, error: str) -> None:

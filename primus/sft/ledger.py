@@ -70,14 +70,14 @@ class Ledger:
         }
 
     def lines(self) -> list[str]:
-        """The ledger for people, one line per outcome, then what else was noticed.
+        r"""The ledger for people, one line per outcome, then what else was noticed.
 
         Examples:
             >>> ledger = Ledger()
             >>> for line in (1, 2):
             ...     ledger.record(TRAINED, origin=f"a.jsonl:{line}")
             >>> ledger.record("bad:role", origin="a.jsonl:3")
-            >>> print("\\n".join(ledger.lines()))
+            >>> print("\n".join(ledger.lines()))
             3 rows read
               2 trained: in the training data
               1 bad:role: quarantined (a.jsonl:3)
@@ -89,7 +89,8 @@ class Ledger:
             lines.append(f"  {count:,} {outcome}: {_EXPLANATIONS.get(outcome, 'quarantined')}{examples}")
         if self.num_truncated:
             lines.append(
-                f"  {self.num_truncated:,} conversations truncated; {self.num_untrained_turns:,} turns that were cut off"
+                f"  {self.num_truncated:,} conversations truncated; {self.num_untrained_turns:,} turns that were cut"
+                " off"
                 " are context only"
             )
         if self.num_splits:

@@ -66,7 +66,8 @@ def token_spans(offsets_T2: IntArray, spans: Sequence[CharSpan]) -> IntArray:
         for k in np.flatnonzero((reach_K > end_K) | (from_left_K > start_K)).tolist():
             edge = int(start_K[k]) if from_left_K[k] > start_K[k] else int(end_K[k])
             raise TokenizerError(
-                f"turn {spans[k].turn}: a token crosses the edge of a span at character {edge}; encode the text with its"
+                f"turn {spans[k].turn}: a token crosses the edge of a span at character {edge}; encode the text with"
+                " its"
                 " spans, so that tokens are cut there"
             )
     return np.stack([first_K, last_K], axis=1)

@@ -38,7 +38,9 @@ def _resolve(path: Path, split: str) -> list[Path]:
         files = [f for f in data if f.name.split(".")[0] == split or f.name.startswith(f"{split}-")]
         if not files:
             found = ", ".join(f.name for f in data) or "no data file"
-            raise ConfigError(f"{path}: the folder has no file of the split {split!r} (it has {found}); name another split")
+            raise ConfigError(
+                f"{path}: the folder has no file of the split {split!r} (it has {found}); name another split"
+            )
         return files
     if "*" in path.name:
         files = sorted(path.parent.glob(path.name))

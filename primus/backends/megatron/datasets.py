@@ -16,8 +16,8 @@ def build_datasets(
     Args:
         config: The run.
         tokenizer: Its tokenizer.
-        writes_quarantine: Whether this process writes the bad rows, to `quarantine/` of the run's folder; all ranks read
-            the same rows, and one of them writes.
+        writes_quarantine: Whether this process writes the bad rows, to `quarantine/` of the run's folder; all ranks
+            read the same rows, and one of them writes.
 
     Raises:
         ConfigError: If no data is named.

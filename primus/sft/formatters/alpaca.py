@@ -48,9 +48,7 @@ class AlpacaFormatter:
         Raises:
             ConversationError: If a text cannot be encoded.
         """
-        rendered = self.render(
-            single_turn(instruction, response, input_text=input_text, system_prompt=system_prompt)
-        )
+        rendered = self.render(single_turn(instruction, response, input_text=input_text, system_prompt=system_prompt))
         return rendered.text, [(span.start, span.end) for span in rendered.spans if span.kind == "content"]
 
     def render(self, conversation: Conversation) -> RenderedConversation:

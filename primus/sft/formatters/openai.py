@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ChatML: every message as `<|im_start|>role\\ncontent<|im_end|>\\n`."""
+r"""ChatML: every message as `<|im_start|>role\ncontent<|im_end|>\n`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,17 +34,15 @@ class OpenAIMessagesFormatter:
 
     control_markers = (IM_START, IM_END)
 
-    def format_messages(
-        self, messages: Sequence[Mapping[str, Any] | Message]
-    ) -> tuple[str, list[tuple[int, int]]]:
-        """Render messages, and say where the assistant's words are.
+    def format_messages(self, messages: Sequence[Mapping[str, Any] | Message]) -> tuple[str, list[tuple[int, int]]]:
+        r"""Render messages, and say where the assistant's words are.
 
         Args:
             messages: Messages of the OpenAI format, or `Message` objects.
 
         Returns:
-            The text, and for every assistant message `[start, end)` in characters: `text[start:end]` is its content (with
-            its tool calls and reasoning, if it has any), without the header and without `<|im_end|>`.
+            The text, and for every assistant message `[start, end)` in characters: `text[start:end]` is its content
+            (with its tool calls and reasoning, if it has any), without the header and without `<|im_end|>`.
 
         Raises:
             ConversationError: If a message is not valid, or there are none.
@@ -53,7 +51,7 @@ class OpenAIMessagesFormatter:
             >>> text, spans = OpenAIMessagesFormatter().format_messages(
             ...     [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}])
             >>> text
-            '<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nHello<|im_end|>\\n'
+            '<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n'
             >>> spans, text[52:57]
             ([(52, 57)], 'Hello')
         """
@@ -137,5 +135,3 @@ def assistant_text(message: Message) -> str:
     if calls and message.content:
         parts.append("\n")
     return "".join([*parts, calls])
-
-

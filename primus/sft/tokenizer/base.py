@@ -8,6 +8,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,8 @@ IntArray = npt.NDArray[np.int64]
 # Some vocabularies hold chat markers as ordinary added tokens or user-defined symbols; by their spelling they are
 # control tokens all the same. `<think>` or `<tool_call>` are not: they are words that a model writes.
 _CONTROL_SPELLING = re.compile(
-    r"<[|\uff5c].*[|\uff5c]>|</?s>|<(pad|unk|bos|eos|mask|start_of_turn|end_of_turn)>|\[/?(INST|SYSTEM_PROMPT)\]", re.DOTALL
+    r"<[|\uff5c].*[|\uff5c]>|</?s>|<(pad|unk|bos|eos|mask|start_of_turn|end_of_turn)>|\[/?(INST|SYSTEM_PROMPT)\]",
+    re.DOTALL,
 )
 
 
@@ -110,8 +112,8 @@ class SFTTokenizer(ABC):
 
         Args:
             text: The text; no BOS or EOS is added.
-            markers: Characters `[start, end)` where a control token may stand, in order. Elsewhere the text of a control
-                token is plain text. A marker that is no control token of this tokenizer is plain text, too.
+            markers: Characters `[start, end)` where a control token may stand, in order. Elsewhere the text of a
+                control token is plain text. A marker that is no control token of this tokenizer is plain text, too.
             spans: Disjoint characters `[start, end)`, in order, whose edges no token may cross.
 
         Returns:
@@ -194,7 +196,7 @@ class SFTTokenizer(ABC):
             bounds = [begin, *inside, end]
             pieces_ids.append(ids_T[done : firsts[i]])
             pieces_offsets.append(offsets_T2[done : firsts[i]])
-            for part, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False)):
+            for part, (a, b) in enumerate(pairwise(bounds)):
                 if a == b:
                     continue
                 if part:

@@ -46,8 +46,8 @@ class ByteLevelTokenizer(SFTTokenizer):
     """A `tiktoken.Encoding`, or what looks like one.
 
     Args:
-        encoding: The encoding. It cuts text at control tokens before anything else, so the stretches between them can be
-            encoded one by one.
+        encoding: The encoding. It cuts text at control tokens before anything else, so the stretches between them can
+            be encoded one by one.
         name: Where it came from.
         bos_token: Text of the BOS token, or None.
         eos_token: Text of the EOS token, or None.
@@ -58,12 +58,14 @@ class ByteLevelTokenizer(SFTTokenizer):
         encoding: ByteEncoding,
         *,
         name: str | None = None,
-        bos_token: str | None = "<|begin_of_text|>",
-        eos_token: str | None = "<|endoftext|>",
+        bos_token: str | None = None,
+        eos_token: str | None = None,
     ) -> None:
         self._encoding = encoding
         self.name = name or encoding.name
-        self.control_tokens = {token: encoding.encode_single_token(token) for token in sorted(encoding.special_tokens_set)}
+        self.control_tokens = {
+            token: encoding.encode_single_token(token) for token in sorted(encoding.special_tokens_set)
+        }
         self.vocab_size = encoding.n_vocab
         self.bos_id = None if bos_token is None else self.control_tokens.get(bos_token)
         self.eos_id = None if eos_token is None else self.control_tokens.get(eos_token)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from primus.errors import ConversationError
 from primus.sft.tokenizer import shield
 from primus.sft.tokenizer.base import Control, IntArray, SFTTokenizer, as_arrays, is_control_spelling
 
@@ -53,7 +52,7 @@ class FastTokenizer(SFTTokenizer):
             for token_id, token in sorted(added.items())
             if token.special or token.content in special or is_control_spelling(token.content)
         }
-        self.vocab_size = 1 + max(*added, max(official.get_vocab(with_added_tokens=False).values()))
+        self.vocab_size = 1 + max([*added, *official.get_vocab(with_added_tokens=False).values()])
         self.bos_id = None if bos_token is None else official.token_to_id(bos_token)
         self.eos_id = None if eos_token is None else official.token_to_id(eos_token)
         pad_id = None if pad_token is None else official.token_to_id(pad_token)
@@ -85,7 +84,8 @@ class FastTokenizer(SFTTokenizer):
     def _are_exactly(self, controls: Sequence[Control], ids_T: IntArray, offsets_T2: IntArray, text: str) -> bool:
         """Whether the control tokens in an encoding are the intended ones."""
         found = [
-            (int(ids_T[t]), int(offsets_T2[t, 0]), int(offsets_T2[t, 1])) for t in np.flatnonzero(self._is_control_V[ids_T])
+            (int(ids_T[t]), int(offsets_T2[t, 0]), int(offsets_T2[t, 1]))
+            for t in np.flatnonzero(self._is_control_V[ids_T])
         ]
         if self._unk_token is not None:
             # An unknown character is no control token, unless the text spells it out.
@@ -98,19 +98,12 @@ class FastTokenizer(SFTTokenizer):
 
     def _twin(self, text: str) -> tuple[Tokenizer, Mapping[int, str]]:
         """A shielded twin whose private characters the text does not use, and its spelling by id."""
-        for area, characters in shield.PRIVATE_AREAS:
-            if not characters.search(text):
-                if area not in self._twins:
-                    by_text = self._spelling(area)
-                    twin = Tokenizer.from_str(json.dumps(shield.shielded(self._json, by_text)))
-                    by_id = {self.control_tokens[word]: private for word, private in by_text.items()}
-                    self._twins[area] = (twin, by_id)
-                return self._twins[area]
-        raise ConversationError(
-            f"{self.name}: the text spells control tokens out and also uses private-use characters of planes 15 and 16,"
-            " so the two can't be told apart; remove the private-use characters",
-            reason="private_use",
-        )
+        area = shield.free_area(text, name=self.name)
+        if area not in self._twins:
+            by_text = self._spelling(area)
+            twin = Tokenizer.from_str(json.dumps(shield.shielded(self._json, by_text)))
+            self._twins[area] = (twin, {self.control_tokens[word]: private for word, private in by_text.items()})
+        return self._twins[area]
 
     def _spelling(self, area: int) -> dict[str, str]:
         return {

@@ -33,10 +33,7 @@ def load_tokenizer(source: str | Path | object) -> SFTTokenizer:
     Raises:
         TokenizerError: If there is no such tokenizer, it is damaged, or its offsets can't be trusted.
     """
-    if isinstance(source, str | Path):
-        tokenizer = _from_path(str(source))
-    else:
-        tokenizer = _from_object(source)
+    tokenizer = _from_path(str(source)) if isinstance(source, str | Path) else _from_object(source)
     _check_offsets(tokenizer)
     return tokenizer
 
@@ -89,7 +86,7 @@ def _token_text(token: Any) -> str | None:
 
 def _auto(source: str) -> SFTTokenizer:
     # transformers takes seconds to import, and tokenizer.json and .model files do without it.
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer  # noqa: PLC0415
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
@@ -129,6 +126,7 @@ def _check_offsets(tokenizer: SFTTokenizer) -> None:
     widest = int((offsets_T2[:, 1] - offsets_T2[:, 0]).max(initial=0))
     if missing or widest > len(_PROBE) // 2:
         raise TokenizerError(
-            f"{tokenizer.name}: its offsets can't be trusted (of {len(letters)} letters {len(missing)} belong to no token,"
+            f"{tokenizer.name}: its offsets can't be trusted (of {len(letters)} letters {len(missing)} belong to no"
+            " token,"
             f" and a token spans {widest} characters); update the tokenizers library or the tokenizer file"
         )

@@ -88,7 +88,8 @@ class ObjectTokenizer(SFTTokenizer):
         found = [(ids[t], int(offsets_T2[t, 0])) for t in range(len(ids)) if ids[t] in self._control_ids]
         if found != [(control.id, control.start) for control in controls]:
             raise ConversationError(
-                f"{self.name}: a message spells out a control token, and this tokenizer can't encode that as plain text;"
+                f"{self.name}: a message spells out a control token, and this tokenizer can't encode that as plain"
+                " text;"
                 " use its tokenizer.json or .model file, or drop the row",
                 reason="control_text",
             )
@@ -101,7 +102,9 @@ class ObjectTokenizer(SFTTokenizer):
                 offsets = self._offsets(anchor + text, ids)[len(front) :]
                 shift = len(anchor)
                 return as_arrays(ids[len(front) :], [(a - shift, b - shift) for a, b in offsets])
-        raise TokenizerError(f"{self.name}: can't encode {text[:20]!r} as the continuation of other text; use another one")
+        raise TokenizerError(
+            f"{self.name}: can't encode {text[:20]!r} as the continuation of other text; use another one"
+        )
 
     def _offsets(self, text: str, ids: Sequence[int]) -> list[tuple[int, int]]:
         offsets: list[tuple[int, int]] = []

@@ -8,7 +8,7 @@ from functools import cached_property
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as proto
 
-from primus.errors import ConversationError, TokenizerError
+from primus.errors import TokenizerError
 from primus.sft.tokenizer import shield
 from primus.sft.tokenizer.base import Control, IntArray, SFTTokenizer, as_arrays, is_control_spelling
 
@@ -47,8 +47,7 @@ class SentencePieceTokenizer(SFTTokenizer):
         }
         self.vocab_size = len(self._proto.pieces)
         self.bos_id, self.eos_id, pad_id = (
-            i if i >= 0 else None
-            for i in (self._official.bos_id(), self._official.eos_id(), self._official.pad_id())
+            i if i >= 0 else None for i in (self._official.bos_id(), self._official.eos_id(), self._official.pad_id())
         )
         self.pad_id = next((i for i in (pad_id, self.eos_id) if i is not None), 0)
         self.adds_bos = False
@@ -70,15 +69,8 @@ class SentencePieceTokenizer(SFTTokenizer):
         return "".join(parts)
 
     def _encode(self, text: str, controls: Sequence[Control]) -> tuple[IntArray, IntArray]:
-        for area, characters in shield.PRIVATE_AREAS:
-            if not characters.search(text):
-                twin, spelling = self._twin(area)
-                return _run(twin, shield.respell(text, controls, spelling))
-        raise ConversationError(
-            f"{self.name}: the text uses private-use characters of planes 15 and 16, which stand for control tokens"
-            " here; remove those of one plane",
-            reason="private_use",
-        )
+        twin, spelling = self._twin(shield.free_area(text, name=self.name))
+        return _run(twin, shield.respell(text, controls, spelling))
 
     def _encode_continuation(self, text: str) -> tuple[IntArray, IntArray]:
         return _run(self._continuation, text)

@@ -10,10 +10,33 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from primus.errors import ConversationError
 from primus.sft.tokenizer.base import Control
 
-# Two alphabets, so that a text which happens to use characters of one can be respelled in the other.
-PRIVATE_AREAS = ((0x100000, re.compile("[\U00100000-\U0010fffd]")), (0xF0000, re.compile("[\U000f0000-\U000ffffd]")))
+# Alphabets of private-use characters, so that a text which happens to use characters of one is respelled in another.
+_AREA_SIZE = 0x2000
+PRIVATE_AREAS = tuple(
+    (start, re.compile(f"[{chr(start)}-{chr(start + _AREA_SIZE - 1)}]"))
+    for plane in (0x100000, 0xF0000)
+    for start in range(plane, plane + 7 * _AREA_SIZE, _AREA_SIZE)
+)
+
+
+def free_area(text: str, *, name: str) -> int:
+    """The first alphabet of which a text uses no character.
+
+    Raises:
+        ConversationError: If the text uses characters of all of them.
+    """
+    for area, characters in PRIVATE_AREAS:
+        if not characters.search(text):
+            return area
+    raise ConversationError(
+        f"{name}: the text spells control tokens out and uses private-use characters all over planes 15 and 16, so"
+        " the two"
+        " can't be told apart; remove the private-use characters",
+        reason="private_use",
+    )
 
 
 def private_spelling(index: int, length: int, *, area: int) -> str:

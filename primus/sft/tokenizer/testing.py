@@ -23,7 +23,7 @@ class WordTokenizer(SFTTokenizer):
         """As many letters as the ids count."""
         return "".join("x" * int(i) for i in ids)
 
-    def _encode(self, text: str, controls: Sequence[Control]) -> tuple[IntArray, IntArray]:
+    def _encode(self, text: str, controls: Sequence[Control]) -> tuple[IntArray, IntArray]:  # noqa: ARG002
         words = list(re.finditer(r"\S+\s*|\s+", text))
         return as_arrays([len(word.group()) for word in words], [word.span() for word in words])
 

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Where users of Megatron look for data sets."""

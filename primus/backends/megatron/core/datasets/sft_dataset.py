@@ -15,7 +15,14 @@ import torch
 from torch.utils.data import Dataset
 
 from primus.errors import ConfigError, DataError
-from primus.sft.dataset import BadRows, EncodingOptions, TokenizedDataset, Truncation, shared_conversations, tokenize_files
+from primus.sft.dataset import (
+    BadRows,
+    EncodingOptions,
+    TokenizedDataset,
+    Truncation,
+    shared_conversations,
+    tokenize_files,
+)
 from primus.sft.encoding import SuperviseTurns
 from primus.sft.formatters import (
     AlpacaFormatter,
@@ -41,10 +48,10 @@ class SFTDataset(Dataset[dict[str, torch.Tensor]]):
 
     Args:
         dataset_name: A `.jsonl`, `.json` or `.parquet` file (the first two also `.gz` or `.zst`), a pattern with `*`, a
-            folder with a file per split, or several of these. Rows with messages and single-turn rows may mix.
+            folder with a file per split, or several of these. Rows with messages and single-turn rows mix.
         tokenizer: Anything that `load_tokenizer` takes.
-        max_seq_length: Positions of a training sequence, S. A conversation of S + 1 tokens fits, since its last token is
-            only predicted.
+        max_seq_length: Positions of a training sequence, S. A conversation of S + 1 tokens fits, since its last token
+            is only predicted.
         split: The split of a folder. With `validation_fraction`, `train` is what is not held out of the files, and
             `validation` is what is.
         formatter: A format's name, or a formatter.
@@ -60,6 +67,7 @@ class SFTDataset(Dataset[dict[str, torch.Tensor]]):
         validation_fraction: Share of the rows held out, chosen by content.
 
     Attributes:
+        data: The tokenized conversations.
         tokenizer: The loaded tokenizer.
         formatter: The formatter.
         num_positions_N: Positions of each sequence that are not padding.
@@ -113,9 +121,10 @@ class SFTDataset(Dataset[dict[str, torch.Tensor]]):
         self._set_up(pair[held_out], settings, files)
 
     @classmethod
-    def _from_tokenized(cls, data: TokenizedDataset, settings: "_Settings", files: Sequence[Path]) -> "SFTDataset":
+    def from_tokenized(cls, data: TokenizedDataset, settings: "_Settings", files: Sequence[Path]) -> "SFTDataset":
+        """The training sequences of conversations that are tokenized already."""
         dataset = cls.__new__(cls)
-        dataset._set_up(data, settings, files)
+        dataset._set_up(data, settings, files)  # noqa: SLF001  # its own class
         return dataset
 
     def _set_up(self, data: TokenizedDataset, settings: "_Settings", files: Sequence[Path]) -> None:
@@ -125,7 +134,7 @@ class SFTDataset(Dataset[dict[str, torch.Tensor]]):
                 f"{', '.join(map(str, files))}: no conversation is left to train with seq_length"
                 f" {settings.max_seq_length} ({summary}); raise seq_length, or look at the rows"
             )
-        self._data = data
+        self.data = data
         self.max_seq_length = settings.max_seq_length
         self.tokenizer = settings.tokenizer
         self.formatter = settings.loaded_formatter
@@ -137,7 +146,7 @@ class SFTDataset(Dataset[dict[str, torch.Tensor]]):
         self.num_targets_N: IntArray = data.num_targets_N
 
     def __len__(self) -> int:
-        return len(self._data)
+        return len(self.data)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """One training sequence.
@@ -147,7 +156,7 @@ class SFTDataset(Dataset[dict[str, torch.Tensor]]):
             `loss_mask` (float32, aligned with `labels`; the weight of the target, 0 where there is none) and
             `position_ids` (int64). Positions behind the conversation hold the tokenizer's pad id and are masked.
         """
-        conversation = self._data[index]
+        conversation = self.data[index]
         targets = next_token_targets(
             conversation.tokens_T, conversation.weights_T, length=self.max_seq_length, pad_id=self.tokenizer.pad_id
         )
@@ -160,7 +169,7 @@ class SFTDataset(Dataset[dict[str, torch.Tensor]]):
 
     def origin(self, index: int) -> str:
         """Where the conversation of a sequence stands, as `file:line`."""
-        return self._data.origins[index]
+        return self.data.origins[index]
 
     def order(self, *, global_batch_size: int, length_bucket: int = 0) -> SequenceOrder:
         """Which sequences make up each step."""
@@ -170,7 +179,7 @@ class SFTDataset(Dataset[dict[str, torch.Tensor]]):
 
     def shared_with(self, other: "SFTDataset") -> Iterator[tuple[str, str]]:
         """The origins, here and there, of conversations that stand in both data sets."""
-        return shared_conversations(self._data, other._data)
+        return shared_conversations(self.data, other.data)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,8 +243,8 @@ def build_train_valid_test_datasets(
         dataset_name: Training data, as for `SFTDataset`.
         tokenizer: Anything that `load_tokenizer` takes.
         max_seq_length: Positions of a training sequence.
-        train_val_test_num_samples: As Megatron's providers are given it; a 0 for validation or test leaves that one out,
-            and a number asks for it. None takes what the other arguments name.
+        train_val_test_num_samples: As Megatron's providers are given it; a 0 for validation or test leaves that one
+            out, and a number asks for it. None takes what the other arguments name.
         formatter: A format's name, or a formatter.
         seed: Of the order.
         split: The split of a folder that is trained on.
@@ -259,7 +268,8 @@ def build_train_valid_test_datasets(
     ways = [bool(validation_dataset_name), bool(validation_split), validation_fraction > 0]
     if sum(ways) > 1:
         raise ConfigError(
-            "validation: at most one of sft_validation_dataset_name, sft_validation_split and sft_validation_fraction may"
+            "validation: at most one of sft_validation_dataset_name, sft_validation_split and"
+            " sft_validation_fraction may"
             " be set; keep one"
         )
     settings = _Settings(
@@ -274,19 +284,19 @@ def build_train_valid_test_datasets(
     train_data, held_out = settings.tokenize(
         files, validation_fraction=validation_fraction, quarantine_path=_in(quarantine_dir, "train")
     )
-    train = SFTDataset._from_tokenized(train_data, settings, files)
+    train = SFTDataset.from_tokenized(train_data, settings, files)
 
     def build(name: DatasetName | None, other_split: str | None, what: str) -> SFTDataset:
         if name is None and other_split is None:
             raise ConfigError(f"{what}: {what} data is asked for, but none is named; set a file, a split or a fraction")
         other = resolve_files(name) if name is not None else resolve_files(dataset_name, split=other_split or what)
         data, _ = settings.tokenize(other, quarantine_path=_in(quarantine_dir, what), is_validation=True)
-        return SFTDataset._from_tokenized(data, settings, other)
+        return SFTDataset.from_tokenized(data, settings, other)
 
     valid = None
     if wanted[1]:
         if validation_fraction > 0:
-            valid = SFTDataset._from_tokenized(held_out, settings, files)
+            valid = SFTDataset.from_tokenized(held_out, settings, files)
         else:
             valid = build(validation_dataset_name, validation_split, "validation")
     test = build(test_dataset_name, test_split, "test") if wanted[2] else None
@@ -304,7 +314,8 @@ def _warn_about_markers(tokenizer: SFTTokenizer, formatter: ConversationFormatte
     if missing:
         cost = sum(len(tokenizer.encode(marker).ids_T) for marker in missing)
         logger.warning(
-            "%s: %s are no tokens of this tokenizer, so they are plain text: %d tokens in each turn instead of %d, and a"
+            "%s: %s are no tokens of this tokenizer, so they are plain text: %d tokens in each turn instead of %d,"
+            " and a"
             " server has to stop at a text instead of a token; add them as special tokens, or take a tokenizer that has"
             " them",
             tokenizer.name,
@@ -318,7 +329,8 @@ def _warn_about_leakage(train: SFTDataset, other: SFTDataset | None, what: str) 
     shared = [] if other is None else list(train.shared_with(other))
     if shared and other is not None:
         logger.warning(
-            "%d of %d %s conversations are also trained on (%s is %s); the %s loss does not tell what the model does with"
+            "%d of %d %s conversations are also trained on (%s is %s); the %s loss does not tell what the model does"
+            " with"
             " new conversations",
             len(shared),
             len(other),
