@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import sentencepiece
+from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2 as proto
 
 from primus.errors import TokenizerError
@@ -34,11 +35,11 @@ class SentencePieceTokenizer(SFTTokenizer):
         self._proto = proto.ModelProto()
         try:
             self._proto.ParseFromString(model)
-        except proto.DecodeError as exc:
+            self._official = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except (DecodeError, RuntimeError) as exc:
             raise TokenizerError(
                 f"{name}: is no SentencePiece model; a tiktoken file needs its tokenizer.json instead"
             ) from exc
-        self._official = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.control_tokens = {
             piece.piece: i
             for i, piece in enumerate(self._proto.pieces)
