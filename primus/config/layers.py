@@ -10,6 +10,7 @@ from primus.config.keys import MODULE_KEYS, RUN_KEYS, known_keys
 from primus.config.places import EXAMPLE_CONFIGS, MODEL_PRESETS, TRAINER_PRESETS, find_file
 from primus.config.strict_yaml import parse_value
 from primus.config.tree import COMMAND_LINE, Node, Origin, Section, merge_sections
+from primus.config.variables import join
 from primus.errors import ConfigError
 
 
@@ -44,7 +45,8 @@ def read_layers(file: Path, *, overrides: Sequence[str], problems: list[str]) ->
     module = merge_sections(module, command_line.keep(MODULE_KEYS))
 
     trainer = _presets(module, problems)
-    for layer in (_section(module, "overrides", problems), command_line.drop(RUN_KEYS | MODULE_KEYS)):
+    own = _section(module, "overrides", problems, inside=f"modules.{name}")
+    for layer in (own, command_line.drop(RUN_KEYS | MODULE_KEYS)):
         trainer = merge_sections(trainer, layer)
     run = merge_sections(document.keep(RUN_KEYS), module.keep({"framework"}))
     return Layers(
@@ -113,6 +115,5 @@ def _section(parent: Section, key: str, problems: list[str], inside: str = "") -
     if isinstance(node, Section):
         return node
     if node is not None and str(node) != "null":  # `overrides:` with nothing below it
-        name = f"{inside}.{key}" if inside else key
-        problems.append(f"{node.origin}: {name}: {node} is not a mapping; write its keys below it")
+        problems.append(f"{node.origin}: {join(inside, key)}: {node} is not a mapping; write its keys below it")
     return Section({}, Origin(parent.origin.file) if node is None else node.origin)

@@ -75,14 +75,12 @@ def _problems_between_keys(
     features = asked_for(trainer, wrong=wrong)
     problems = []
     for feature in features:
-        origin = _origin(section, [feature.key], file=file)
-        problems.append(f"{origin}: {feature.key}: {section.find(feature.key)} is not available yet; {feature.instead}")
+        node = section.find(feature.key)
+        assert node is not None  # no default asks for one of them
+        problems.append(f"{node.origin}: {feature.key}: {node} is not available yet; {feature.instead}")
     wrong = wrong.union(feature.key for feature in features)
     for rule, complaint in broken_rules(trainer, wrong=wrong):
-        problems.append(f"{_origin(section, rule.keys, file=file)}: {rule.keys[0]}: {complaint}")
+        key = next((key for key in rule.keys if section.find(key) is not None), rule.keys[0])
+        node = section.find(key)
+        problems.append(f"{Origin(file) if node is None else node.origin}: {key}: {complaint}")
     return problems
-
-
-def _origin(section: Section, keys: Sequence[str], *, file: Path) -> Origin:
-    written = [node.origin for key in keys if (node := section.find(key)) is not None]
-    return written[0] if written else Origin(file)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every key with its type, default and text: what `docs/CONFIGURATION.md` lists."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -20,6 +20,7 @@ from primus.config.schema import (
     TrainConfig,
     TrainerConfig,
 )
+from primus.config.unavailable import UNAVAILABLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class KeyDescription:
     name: str
     """Dotted, as on the command line."""
     group: str
-    """The keys that it stands among: the first line of its class's docstring."""
+    """What the keys that it stands among are about."""
     type: str
     """For people: `whole number > 0`, `adam`, `text or list of text`."""
     default: str
@@ -49,27 +50,42 @@ def describe_keys() -> Sequence[KeyDescription]:
     for group in (DataKeys, ModelKeys, OptimizationKeys, SystemKeys):
         keys += _describe(group)
         grouped |= group.model_fields.keys()
-    keys += _describe(TrainerConfig, leave_out=grouped)
+    keys += _describe(TrainerConfig, leave_out=grouped, group="The kind of training")
     return keys + _describe(LoraConfig, prefix="lora.")
 
 
-def _describe(model: type[BaseModel], *, prefix: str = "", leave_out: set[str] | None = None) -> list[KeyDescription]:
-    group = (model.__doc__ or "").partition("\n")[0]
-    return [
-        KeyDescription(
-            name=prefix + name,
-            group=group,
-            type=_field_type(field),
-            default="required" if field.is_required() else _yaml(field.default),
-            text=" ".join((field.description or "").split()),
+def keys_as_markdown() -> str:
+    """Return the table of all keys that `docs/CONFIGURATION.md` holds, a heading for each group."""
+    lines: list[str] = []
+    group = None
+    for key in describe_keys():
+        if key.group != group:
+            group = key.group
+            lines += ["", f"### {group}", "", "| key | type | default | |", "|---|---|---|---|"]
+        lines.append(f"| `{key.name}` | {key.type} | {key.default} | {key.text} |")
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _describe(
+    model: type[BaseModel], *, group: str = "", prefix: str = "", leave_out: Collection[str] = ()
+) -> list[KeyDescription]:
+    unavailable = {feature.key for feature in UNAVAILABLE}
+    descriptions = []
+    for name, field in model.model_fields.items():
+        if name in leave_out:
+            continue
+        default = "required" if field.is_required() else _yaml(field.default)
+        text = " ".join((field.description or "").split())
+        descriptions.append(
+            KeyDescription(
+                name=prefix + name,
+                group=group or (model.__doc__ or "").partition("\n")[0].rstrip("."),
+                type=_type(field.annotation) + _bounds(field.metadata),
+                default=default,
+                text=f"{text} So far only `{default}`." if prefix + name in unavailable else text,
+            )
         )
-        for name, field in model.model_fields.items()
-        if name not in (leave_out or ())
-    ]
-
-
-def _field_type(field: FieldInfo) -> str:
-    return _type(field.annotation) + _bounds(field.metadata)
+    return descriptions
 
 
 def _type(annotation: Any) -> str:  # noqa: ANN401 - any type expression

@@ -17,7 +17,7 @@ class Rule(NamedTuple):
     """A condition on several keys."""
 
     keys: tuple[str, ...]
-    """The keys that it reads; the message is about the first."""
+    """The keys that it reads; the message is about the first that was written."""
     complaint: Complaint
     """Says what is wrong and what to do, or None."""
 
@@ -112,7 +112,7 @@ def _sequences_fit_the_positions(t: TrainerConfig) -> str | None:
 @_rule("train_iters", "sft_num_epochs")
 def _one_length_of_training(t: TrainerConfig) -> str | None:
     if t.train_iters is None and t.sft_num_epochs is None:
-        return "is missing, and so is sft_num_epochs; give one of them"
+        return "neither train_iters nor sft_num_epochs is given; give one of them"
     if t.train_iters is not None and t.sft_num_epochs is not None:
         return f"{t.train_iters} is given, and sft_num_epochs, {t.sft_num_epochs:g}, too; set one of them to null"
     return None
@@ -145,12 +145,17 @@ def _warm_up_ends_before_the_decay(t: TrainerConfig) -> str | None:
     return f"{t.lr_warmup_iters} is not less than lr_decay_iters, {t.lr_decay_iters}; shorten the warm-up"
 
 
-@_rule("lr_wsd_decay_iters", "lr_decay_style", "lr_decay_iters", "train_iters")
+@_rule("lr_decay_style", "lr_wsd_decay_iters")
 def _wsd_has_a_last_phase(t: TrainerConfig) -> str | None:
-    if t.lr_decay_style != "WSD":
+    if t.lr_decay_style != "WSD" or t.lr_wsd_decay_iters is not None:
         return None
-    if t.lr_wsd_decay_iters is None:
-        return "is missing, and lr_decay_style WSD needs it; give the steps of its last phase"
+    return "WSD needs lr_wsd_decay_iters; give the steps of its last phase"
+
+
+@_rule("lr_wsd_decay_iters", "lr_decay_style", "lr_decay_iters", "train_iters")
+def _the_last_phase_fits(t: TrainerConfig) -> str | None:
+    if t.lr_decay_style != "WSD" or t.lr_wsd_decay_iters is None:
+        return None
     name, steps = ("lr_decay_iters", t.lr_decay_iters) if t.lr_decay_iters else ("train_iters", t.train_iters)
     if steps is not None and t.lr_wsd_decay_iters > steps:
         return f"{t.lr_wsd_decay_iters} is more than {name}, {steps}; shorten the last phase"
@@ -181,4 +186,7 @@ def _only_full_recomputation_is_divided(t: TrainerConfig) -> str | None:
     if t.recompute_granularity == "full" or (t.recompute_method is None and t.recompute_num_layers is None):
         return None
     value = t.recompute_granularity or "null"
-    return f"{value} takes no recompute_method and no recompute_num_layers; set them to null, or this to full"
+    return (
+        f"recompute_method and recompute_num_layers are for recompute_granularity full, which is {value}; "
+        "set them to null, or that to full"
+    )

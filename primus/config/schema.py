@@ -66,9 +66,9 @@ class ModelKeys(_Section):
     num_attention_heads: PositiveInt
     """Query heads."""
     num_query_groups: PositiveInt | None = None
-    """Key and value heads; None means as many as query heads."""
+    """Key and value heads; null means as many as query heads."""
     kv_channels: PositiveInt | None = None
-    """Width of one head; None means `hidden_size / num_attention_heads`."""
+    """Width of one head; null means `hidden_size / num_attention_heads`."""
     max_position_embeddings: PositiveInt = 4096
     """Longest sequence the model is meant for; `seq_length` may not exceed it."""
     position_embedding_type: Literal["rope"] = "rope"
@@ -92,7 +92,7 @@ class ModelKeys(_Section):
     qk_layernorm: bool = False
     """Normalise queries and keys, as Qwen3 does."""
     untie_embeddings_and_output_weights: bool = True
-    """False shares one matrix between the embedding and the output layer."""
+    """false shares one matrix between the embedding and the output layer."""
     init_method_std: PositiveFloat = 0.02
     """Standard deviation of freshly initialised weights."""
     attention_dropout: Fraction = 0.0
@@ -102,7 +102,7 @@ class ModelKeys(_Section):
     make_vocab_size_divisible_by: PositiveInt = 128
     """The embedding is padded to a multiple of this times the tensor parallel size."""
     vocab_size: PositiveInt | None = None
-    """Rows of the embedding before padding; None takes it from the tokenizer."""
+    """Rows of the embedding before padding; null takes it from the tokenizer."""
 
 
 class DataKeys(_Section):
@@ -133,7 +133,7 @@ class DataKeys(_Section):
     sft_bad_rows: Literal["error", "quarantine"] = "error"
     """Stop at bad rows, or write them with their reasons to a file and train the rest."""
     sft_add_bos: bool | None = None
-    """Begin with the tokenizer's BOS; None does what the tokenizer does by itself."""
+    """Begin with the tokenizer's BOS; null does what the tokenizer does by itself."""
     sft_add_eos: bool = False
     """End the sequence with the tokenizer's EOS, which is never a target."""
     sft_length_bucket: NonNegativeInt = 0
@@ -154,7 +154,7 @@ class OptimizationKeys(_Section):
     global_batch_size: PositiveInt
     """Sequences of one optimizer step, over all ranks."""
     train_iters: PositiveInt | None = None
-    """Optimizer steps; None takes `sft_num_epochs`."""
+    """Optimizer steps; null takes `sft_num_epochs`."""
     sft_num_epochs: PositiveFloat | None = None
     """Passes over the data; excludes `train_iters`."""
     eval_interval: NonNegativeInt = 100
@@ -170,7 +170,7 @@ class OptimizationKeys(_Section):
     lr_warmup_iters: NonNegativeInt = 0
     """Steps of linear warm-up."""
     lr_decay_iters: PositiveInt | None = None
-    """Steps after which `min_lr` is reached; None means `train_iters`."""
+    """Steps after which `min_lr` is reached; null means `train_iters`."""
     lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = "cosine"
     """Shape of the decay."""
     lr_wsd_decay_style: Literal["linear", "cosine", "exponential", "minus_sqrt"] = "linear"
@@ -190,7 +190,7 @@ class OptimizationKeys(_Section):
     seed: NonNegativeInt = 1234
     """Seed of the weights, the order of the data, and dropout."""
     bf16: bool = False
-    """Train in bfloat16 with float32 main weights; False trains in float32."""
+    """Train in bfloat16 with float32 main weights; false trains in float32."""
 
 
 class SystemKeys(_Section):
@@ -227,7 +227,7 @@ class SystemKeys(_Section):
     hf_path: str | None = None
     """A Hugging Face folder to take the weights from."""
     save: Path | None = None
-    """Where checkpoints go; None means `checkpoints/` of the experiment."""
+    """Where checkpoints go; null means `checkpoints/` of the experiment."""
     save_interval: NonNegativeInt = 0
     """Steps between checkpoints; one is always written at the end."""
     ckpt_format: Literal["torch_dist"] = "torch_dist"

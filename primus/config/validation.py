@@ -81,15 +81,17 @@ def _complaint(value: str, errors: Sequence[ErrorDetails]) -> str:
     kind, context = errors[0]["type"], errors[0].get("ctx", {})
     if kind == "literal_error":
         choices = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        if len(choices) == 1:
+            return f"is not available; only {choices[0]} is"
         similar = nearest(value.strip("'"), choices)
         advice = f"did you mean '{similar}'?" if similar else "choose one of them"
         return f"is not one of {', '.join(choices)}; {advice}"
     if kind == "value_error":
         return str(context["error"])
     texts = {
-        "greater_than": "is not greater than {gt}; choose a larger value",
-        "greater_than_equal": "is less than {ge}; choose a larger value",
-        "less_than": "is not less than {lt}; choose a smaller value",
+        "greater_than": "is not greater than {gt:g}; choose a larger value",
+        "greater_than_equal": "is less than {ge:g}; choose a larger value",
+        "less_than": "is not less than {lt:g}; choose a smaller value",
         "finite_number": "is not a finite number; write one",
         "string_type": "is not text; write text",
         "path_type": "is not a path; write one",

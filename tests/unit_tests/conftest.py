@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests of every room share."""
 
-import importlib.util
 import os
 from pathlib import Path
 
@@ -17,7 +16,7 @@ settings.load_profile("primus")
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The folder of real tokenizers, conversations and other projects' expected outputs, which is not in the repository."""
+    """The folder of real tokenizers, conversations and other projects' results, which is not in the repository."""
     folder = Path(os.environ.get("PRIMUS_SHARED", CHECKOUT.parent / "shared"))
     if not folder.is_dir():
         pytest.skip(f"needs the shared folder, looked for at {folder} (PRIMUS_SHARED)")
@@ -26,13 +25,7 @@ def shared_dir() -> Path:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") is not None:
-        _skip_without_gpu()
+        import torch  # noqa: PLC0415 - tests of the rooms above it run without it
 
-
-def _skip_without_gpu() -> None:
-    if importlib.util.find_spec("torch") is not None:
-        import torch  # noqa: PLC0415 - most tests run without it
-
-        if torch.cuda.is_available():
-            return
-    pytest.skip("needs a GPU")
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU")

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+from typing import cast
+
+import pytest
+
+from primus.config import TrainerConfig, load_config
+from primus.config.rules import RULES, Rule, broken_rules
+from tests.unit_tests.config.conftest import RUN, Problems, Write
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (
+            "sft_dataset_name=null",
+            (
+                "sft_dataset_name: is missing; give the file or files to train on, "
+                "for example sft_dataset_name=train.jsonl"
+            ),
+        ),
+        (
+            "tokenizer_model=null",
+            (
+                "tokenizer_model: is missing; give a folder or name for AutoTokenizer, a tokenizer.json or a "
+                "SentencePiece .model, for example tokenizer_model=Qwen/Qwen2.5-7B"
+            ),
+        ),
+        (
+            "sft_validation_fraction=0.1 sft_validation_split=test",
+            (
+                "sft_validation_split: sft_validation_split and sft_validation_fraction are given together; "
+                "keep one, and set the others to null (the fraction to 0)"
+            ),
+        ),
+        (
+            "hidden_size=130",
+            "hidden_size: 130 is not divisible by num_attention_heads, 4; change one of them, or set kv_channels",
+        ),
+        (
+            "hidden_size=132",
+            "hidden_size: a head is 33 wide, and rotary positions turn pairs of channels; make it even",
+        ),
+        ("kv_channels=5", "kv_channels: a head is 5 wide, and rotary positions turn pairs of channels; make it even"),
+        ("num_query_groups=3", "num_query_groups: 3 does not divide num_attention_heads, 4; change one of them"),
+        ("seq_length=513", "seq_length: 513 is more than max_position_embeddings, 512; shorten the sequences"),
+        ("train_iters=null", "train_iters: neither train_iters nor sft_num_epochs is given; give one of them"),
+        (
+            "sft_num_epochs=2.5 train_iters=10",
+            "train_iters: 10 is given, and sft_num_epochs, 2.5, too; set one of them to null",
+        ),
+        (
+            "micro_batch_size=3 global_batch_size=4",
+            "global_batch_size: 4 is not divisible by micro_batch_size, 3; change one of them",
+        ),
+        ("min_lr=0.01", "min_lr: 0.01 is more than lr, 0.001; lower it"),
+        ("lr_warmup_iters=10", "lr_warmup_iters: 10 is not less than train_iters, 10; shorten the warm-up"),
+        (
+            "lr_warmup_iters=5 lr_decay_iters=5",
+            "lr_warmup_iters: 5 is not less than lr_decay_iters, 5; shorten the warm-up",
+        ),
+        (
+            "lr_decay_style=WSD",
+            "lr_decay_style: WSD needs lr_wsd_decay_iters; give the steps of its last phase",
+        ),
+        (
+            "lr_decay_style=WSD lr_wsd_decay_iters=11",
+            "lr_wsd_decay_iters: 11 is more than train_iters, 10; shorten the last phase",
+        ),
+        (
+            "lr_decay_style=WSD lr_wsd_decay_iters=9 lr_decay_iters=8",
+            "lr_wsd_decay_iters: 9 is more than lr_decay_iters, 8; shorten the last phase",
+        ),
+        (
+            "overlap_param_gather=true",
+            (
+                "overlap_param_gather: true needs use_distributed_optimizer and overlap_grad_reduce; "
+                "turn that on, or this off"
+            ),
+        ),
+        (
+            "overlap_param_gather=true use_distributed_optimizer=true",
+            "overlap_param_gather: true needs overlap_grad_reduce; turn that on, or this off",
+        ),
+        (
+            "recompute_granularity=selective recompute_method=block",
+            (
+                "recompute_granularity: recompute_method and recompute_num_layers are for recompute_granularity full, "
+                "which is selective; set them to null, or that to full"
+            ),
+        ),
+        (
+            "recompute_num_layers=2",
+            (
+                "recompute_num_layers: recompute_method and recompute_num_layers are for recompute_granularity full, "
+                "which is null; set them to null, or that to full"
+            ),
+        ),
+    ],
+)
+def test_keys_that_do_not_go_together_are_refused(problems: Problems, overrides: str, problem: str) -> None:
+    assert problems(*overrides.split()) == [f"command line: {problem}"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "hidden_size=130 kv_channels=32",
+        "seq_length=512",
+        "train_iters=null sft_num_epochs=2 lr_warmup_iters=50",
+        "lr_warmup_iters=9",
+        "min_lr=1e-3",
+        "lr_decay_style=WSD lr_wsd_decay_iters=10",
+        "overlap_param_gather=true use_distributed_optimizer=true overlap_grad_reduce=true",
+        "recompute_granularity=full",
+        "recompute_granularity=full recompute_method=block recompute_num_layers=1",
+        "recompute_granularity=selective",
+        "sft_validation_fraction=0.1",
+        "sft_validation_dataset_name=[a,b]",
+    ],
+)
+def test_keys_at_the_edge_of_a_rule_are_accepted(overrides: str) -> None:
+    load_config("run.yaml", overrides=overrides.split())
+
+
+def test_a_broken_rule_names_the_line_of_the_key_that_was_set(write: Write, problems: Problems) -> None:
+    write("run.yaml", RUN + "      micro_batch_size: 3\n      lr_decay_style: WSD\n")
+    assert [problem.split(": ")[:2] for problem in problems()] == [
+        ["run.yaml:10", "global_batch_size"],
+        ["run.yaml:14", "lr_decay_style"],
+    ]
+
+
+def test_a_missing_key_of_a_rule_names_the_file(write: Write, problems: Problems) -> None:
+    write("run.yaml", RUN.replace("      train_iters: 10\n", ""))
+    assert problems() == ["run.yaml: train_iters: neither train_iters nor sft_num_epochs is given; give one of them"]
+
+
+def test_sequence_parallelism_needs_tensor_parallelism() -> None:
+    trainer = load_config("run.yaml").trainer.model_copy(update={"sequence_parallel": True})
+    assert [complaint for _, complaint in broken_rules(trainer, wrong=frozenset())] == [
+        "true needs tensor_model_parallel_size of 2 or more; raise that, or turn this off"
+    ]
+    together = trainer.model_copy(update={"tensor_model_parallel_size": 2})
+    assert not broken_rules(together, wrong=frozenset())
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.complaint.__name__)
+def test_a_rule_reads_only_the_keys_that_it_names(rule: Rule) -> None:
+    read: set[str] = set()
+
+    class Spy:
+        def __getattr__(self, name: str) -> object:
+            read.add(name)
+            return getattr(trainer, name)
+
+    trainer = load_config("run.yaml", overrides=["lr_decay_style=WSD", "lr_wsd_decay_iters=1"]).trainer
+    rule.complaint(cast(TrainerConfig, Spy()))
+    keys = rule.keys
+    assert read <= set(keys) <= TrainerConfig.model_fields.keys()
+
+
+def test_a_wrong_key_does_not_hide_a_broken_rule_of_others(problems: Problems) -> None:
+    assert problems("hidden_size=wide", "micro_batch_size=3", "num_attention_heads=0") == [
+        "command line: hidden_size: 'wide' is not a whole number; write one, for example 8",
+        "command line: num_attention_heads: 0 is not greater than 0; choose a larger value",
+        "run.yaml:10: global_batch_size: 4 is not divisible by micro_batch_size, 3; change one of them",
+    ]

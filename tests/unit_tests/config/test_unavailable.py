@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+from primus.config.unavailable import UNAVAILABLE
+from tests.unit_tests.config.conftest import Problems
+
+PARALLEL = "and use data parallelism, with use_distributed_optimizer to save memory"
+CASES = {
+    "tensor_model_parallel_size=2": f"set it to 1 {PARALLEL}",
+    "pipeline_model_parallel_size=4": f"set it to 1 {PARALLEL}",
+    "virtual_pipeline_model_parallel_size=2": f"set it to null {PARALLEL}",
+    "context_parallel_size=2": "set it to 1; recompute_granularity full lets longer sequences fit",
+    "sequence_parallel=true": "set it to false; recompute_granularity full saves activation memory",
+    "lora.enabled=true": "set it to false, which trains all weights",
+    "hf_path=model": "set it to null and start from a checkpoint of this project with load and finetune",
+    "enable_packed_sequences=true": "set it to false; sft_length_bucket keeps most of the padding away",
+    "add_bias_linear=true": "set it to false; add_qkv_bias is the bias that Qwen2 has",
+}
+
+
+@pytest.mark.parametrize(("override", "instead"), CASES.items())
+def test_a_feature_that_is_not_there_is_refused_with_what_works(
+    problems: Problems, override: str, instead: str
+) -> None:
+    key, _, value = override.partition("=")
+    shown = value if value.isdigit() else repr(value)
+    assert problems(override) == [f"command line: {key}: {shown} is not available yet; {instead}"]
+
+
+def test_every_unavailable_feature_has_a_case() -> None:
+    assert [feature.key for feature in UNAVAILABLE] == [override.partition("=")[0] for override in CASES]
+
+
+def test_a_wrong_value_of_such_a_key_is_reported_as_that(problems: Problems) -> None:
+    assert problems("tensor_model_parallel_size=two", "lora.enabled=maybe") == [
+        "command line: tensor_model_parallel_size: 'two' is not a whole number; write one, for example 8",
+        "command line: lora.enabled: 'maybe' is neither true nor false; write one of the two",
+    ]
