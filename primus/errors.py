@@ -8,7 +8,8 @@
     │   ├── RenderError        the format has no form for a conversation
     │   └── TokenizerError     a tokenizer cannot do what is asked
     ├── LayoutError            a parallel layout that cannot run
-    └── CheckpointError        a checkpoint that cannot be read or written
+    ├── CheckpointError        a checkpoint that cannot be read or written
+    └── TrainingError          training that cannot go on
 
 A message has the form `<origin>: <what is wrong, with the value and the limit>; <what to do>`. The command line prints
 it on one line and exits with 2. Misuse of a function is a `ValueError`, not one of these.
@@ -63,3 +64,7 @@ class LayoutError(PrimusError):
 
 class CheckpointError(PrimusError):
     """A checkpoint cannot be read or written."""
+
+
+class TrainingError(PrimusError):
+    """Training cannot go on."""

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The modules that the layers of the model are built from.
+
+With Transformer Engine on a GPU the layers are Transformer Engine's. Everywhere else they are Megatron's own, with two
+modules of this project in them: attention by PyTorch's fused kernel and an RMSNorm that works with sequence
+parallelism. Both sets of layers have the same parameters under the same names in a checkpoint.
+
+Shapes: S positions, B sequences, N query heads, G key-value heads, D width of a head.
+"""
+
+import importlib.util
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """Root-mean-square normalisation (Zhang and Sennrich, 2019, arXiv:1910.07467).
+
+    Its weight carries the flag by which Megatron sums its gradient over the tensor-parallel ranks when each of them sees
+    a part of the sequence.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+class FusedDotProductAttention(MegatronModule):  # type: ignore[misc]
+    """Causal attention by PyTorch's `scaled_dot_product_attention`, with grouped key-value heads.
+
+    It never builds the scores of a whole sequence in memory, and picks the best kernel of the device by itself.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: Any = None,
+    ) -> None:
+        super().__init__(config=config)
+        if attn_mask_type is not AttnMaskType.causal or attention_type != "self":
+            raise ValueError(f"attention is causal self-attention, not {attn_mask_type} {attention_type}")
+        if config.context_parallel_size > 1:
+            raise ValueError(f"context_parallel_size is {config.context_parallel_size}, not 1")
+        self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        self.softmax_scale = 1 / math.sqrt(config.kv_channels) if softmax_scale is None else softmax_scale
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: Any = None,
+    ) -> Tensor:
+        """Attend to the positions before each position and to itself.
+
+        Args:
+            query: Shape [S, B, N, D].
+            key: Shape [S, B, G, D].
+            value: Shape [S, B, G, D].
+            attention_mask: None for causal attention. Else shape [B or 1, 1, S, S], True where a position may **not**
+                be attended to, as Megatron has it; it must then exclude the positions that follow as well.
+            attn_mask_type: Always causal.
+            attention_bias: Must be None.
+            packed_seq_params: Must be None.
+
+        Returns:
+            Shape [S, B, N * D].
+
+        Raises:
+            ValueError: If `attention_bias` or `packed_seq_params` is given.
+        """
+        if attention_bias is not None or packed_seq_params is not None:
+            raise ValueError("attention_bias and packed_seq_params are not supported")
+        dropout = self.dropout if self.training else 0.0
+        # Sequence-parallel layers have entered the stream of random numbers already.
+        forked = dropout > 0 and not self.config.sequence_parallel
+        with get_cuda_rng_tracker().fork() if forked else nullcontext():
+            context_BNSD = scaled_dot_product_attention(
+                query.permute(1, 2, 0, 3),
+                key.permute(1, 2, 0, 3),
+                value.permute(1, 2, 0, 3),
+                attn_mask=None if attention_mask is None else ~attention_mask,
+                dropout_p=dropout,
+                is_causal=attention_mask is None,
+                scale=self.softmax_scale,
+                enable_gqa=query.size(2) != key.size(2),
+            )
+        return context_BNSD.permute(2, 0, 1, 3).flatten(2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerModules:
+    """What the layers are built from, and why, for the log."""
+
+    submodules: TransformerBlockSubmodules
+    """The specification of the decoder."""
+    reason: str
+    """Which modules run, and why, in one line."""
+
+
+def _local_layer(config: TransformerConfig) -> ModuleSpec:
+    layer = get_gpt_layer_local_spec(normalization=config.normalization, qk_layernorm=config.qk_layernorm)
+    layer.submodules.input_layernorm = RMSNorm
+    layer.submodules.pre_mlp_layernorm = RMSNorm
+    attention = layer.submodules.self_attention.submodules
+    attention.core_attention = FusedDotProductAttention
+    if config.qk_layernorm:
+        attention.q_layernorm = RMSNorm
+        attention.k_layernorm = RMSNorm
+    return layer
+
+
+def build_layer_modules(config: TransformerConfig, *, device: torch.device) -> LayerModules:
+    """Choose what the layers are built from.
+
+    Args:
+        config: Megatron's model configuration.
+        device: Where the model will run.
+
+    Returns:
+        Transformer Engine's layers if it is installed and the device is a GPU, else Megatron's own.
+    """
+    if device.type != "cuda":
+        why = "the device is a CPU"
+    elif importlib.util.find_spec("transformer_engine") is None:
+        why = "transformer_engine is not installed"
+    else:
+        from megatron.core.extensions.transformer_engine import TENorm
+
+        layer, norm = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm), TENorm
+        reason = "attention and layers of Transformer Engine"
+        return LayerModules(submodules=_decoder(layer, norm, num_layers=config.num_layers), reason=reason)
+    reason = f"attention by torch scaled_dot_product_attention, Megatron's local layers ({why})"
+    return LayerModules(submodules=_decoder(_local_layer(config), RMSNorm, num_layers=config.num_layers), reason=reason)
+
+
+def _decoder(layer: ModuleSpec, norm: type, *, num_layers: int) -> TransformerBlockSubmodules:
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=norm)

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""This process's place in the run: rank, device, process groups, and a clean end.
+
+A process learns its rank from the environment that torchrun sets. Without one it is the only process of the run.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+from primus.backends.megatron.cpu import megatron_on_cpu
+from primus.config.schema import TrainerConfig
+from primus.errors import LayoutError
+from primus.sft.order import random_keys
+
+logger = logging.getLogger("primus")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """One process of the run."""
+
+    rank: int
+    """Its number, from 0."""
+    world_size: int
+    """How many processes there are."""
+    local_rank: int
+    """Its number on this machine."""
+    device: torch.device
+    """The GPU of that number, or the CPU where there is none."""
+
+
+def this_process() -> Process:
+    """Find out which process of the run this is.
+
+    Raises:
+        LayoutError: If torchrun's variables are incomplete or no numbers, or if this machine has fewer GPUs than
+            processes.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    given = {name: os.environ[name] for name in names if name in os.environ}
+    if given and (len(given) < len(names) or not all(value.isdecimal() for value in given.values())):
+        found = ", ".join(f"{name}={given.get(name, '(not set)')}" for name in names)
+        raise LayoutError(f"environment: {found} is no place in a run; start several processes with torchrun")
+    rank, world_size, local_rank = (int(given.get(name, default)) for name, default in zip(names, "010", strict=True))
+    if not torch.cuda.is_available():
+        return Process(rank=rank, world_size=world_size, local_rank=local_rank, device=torch.device("cpu"))
+    num_gpus = torch.cuda.device_count()
+    if local_rank >= num_gpus:
+        raise LayoutError(
+            f"environment: process {local_rank} of this machine has no GPU, there are {num_gpus}; "
+            f"start at most {num_gpus} processes on it"
+        )
+    return Process(rank=rank, world_size=world_size, local_rank=local_rank, device=torch.device("cuda", local_rank))
+
+
+@contextmanager
+def joined_processes(process: Process, trainer: TrainerConfig) -> Iterator[None]:
+    """Connect the processes of the run for the length of the block, and let Megatron know the parallel layout.
+
+    NCCL (RCCL on AMD) between GPUs, gloo between CPUs; on a CPU, Megatron's CUDA words mean the CPU inside the block.
+
+    Args:
+        process: This process.
+        trainer: The trainer module of the run; the world size is a multiple of one model's ranks.
+    """
+    with ExitStack() as stack:
+        if process.device.type == "cpu":
+            stack.enter_context(megatron_on_cpu())
+        else:
+            torch.cuda.set_device(process.device)
+        _connect(process, timeout=timedelta(minutes=trainer.distributed_timeout_minutes))
+        stack.callback(torch.distributed.destroy_process_group)
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=trainer.tensor_model_parallel_size,
+            pipeline_model_parallel_size=trainer.pipeline_model_parallel_size,
+            virtual_pipeline_model_parallel_size=trainer.virtual_pipeline_model_parallel_size,
+            context_parallel_size=trainer.context_parallel_size,
+            distributed_timeout_minutes=trainer.distributed_timeout_minutes,
+        )
+        stack.callback(parallel_state.destroy_model_parallel)
+        yield
+
+
+def _connect(process: Process, *, timeout: timedelta) -> None:
+    backend = "gloo" if process.device.type == "cpu" else "nccl"
+    if process.world_size == 1:
+        # No address to agree on, so that runs beside each other never meet.
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+        return
+    device_id = None if process.device.type == "cpu" else process.device
+    torch.distributed.init_process_group(
+        backend, rank=process.rank, world_size=process.world_size, timeout=timeout, device_id=device_id
+    )
+
+
+def seed_weights(seed: int) -> None:
+    """Start all streams of random numbers anew, the same on every data-parallel rank."""
+    torch.manual_seed(seed)
+    model_parallel_cuda_manual_seed(seed)
+
+
+def seed_dropout(seed: int, *, iteration: int) -> None:
+    """Start the streams anew for a step, so that its dropout does not depend on where the run was started.
+
+    Args:
+        seed: Seed of the run.
+        iteration: Number of the step.
+    """
+    num_ranks = parallel_state.get_data_parallel_world_size()
+    keys = random_keys(num_ranks, seed=seed, stream=iteration)
+    # Megatron adds small numbers for its streams, in 64 bits with a sign.
+    seed_weights(int(keys[parallel_state.get_data_parallel_rank()]) % 2**31)
+
+
+def sum_over_data_parallel(*values: float, device: torch.device) -> list[float]:
+    """Add numbers up over the data-parallel ranks, in float64; every rank gets the sums."""
+    sums = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+    return sums.tolist()
+
+
+def on_first_rank(work: Callable[[], T]) -> T:
+    """Do something on the first rank only, and give its result to all of them.
+
+    An `OSError` that the work raises is raised on every rank, so that none waits for one that has stopped.
+
+    Args:
+        work: Called without arguments; its result must be plain data.
+
+    Returns:
+        The result of the first rank.
+
+    Raises:
+        OSError: If the work raised one.
+    """
+    outcome: list[T | OSError | None] = [None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            outcome = [work()]
+        except OSError as exc:
+            outcome = [exc]
+    torch.distributed.broadcast_object_list(outcome, src=0)
+    (result,) = outcome
+    if isinstance(result, OSError):
+        raise result
+    return result  # type: ignore[return-value]

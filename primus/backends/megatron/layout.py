@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the processes of a run share its work: integers only, checked before anything starts."""
+
+import math
+from dataclasses import dataclass
+
+from primus.config.schema import TrainerConfig
+from primus.errors import LayoutError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The processes of a run and what each of them does in one step."""
+
+    world_size: int
+    """Processes."""
+    data_parallel_size: int
+    """Groups of processes that see different sequences."""
+    num_micro_batches: int
+    """Forward passes of one data-parallel rank in one step."""
+
+
+def build_layout(trainer: TrainerConfig, *, world_size: int) -> Layout:
+    """Divide the processes and the global batch.
+
+    Args:
+        trainer: The trainer module of the run.
+        world_size: Processes that were started.
+
+    Returns:
+        The layout; `micro_batch_size * num_micro_batches * data_parallel_size == global_batch_size`.
+
+    Raises:
+        LayoutError: If the processes are no multiple of one model's ranks, or the global batch is no multiple of what
+            one forward pass of all data-parallel ranks takes.
+
+    Examples:
+        Two processes, 12 sequences per step, 3 per forward pass: each process makes 2 forward passes.
+
+        >>> from primus.config.schema import TrainerConfig
+        >>> tiny = dict(num_layers=1, hidden_size=8, ffn_hidden_size=8, num_attention_heads=1, seq_length=8, lr=0.1)
+        >>> trainer = TrainerConfig(**tiny, global_batch_size=12, micro_batch_size=3)
+        >>> build_layout(trainer, world_size=2)
+        Layout(world_size=2, data_parallel_size=2, num_micro_batches=2)
+    """
+    ranks_of_model = (
+        trainer.tensor_model_parallel_size * trainer.pipeline_model_parallel_size * trainer.context_parallel_size
+    )
+    if world_size % ranks_of_model:
+        raise LayoutError(
+            f"layout: {world_size} processes are not a multiple of tensor x pipeline x context parallel size = "
+            f"{ranks_of_model}; start {_nearest_multiples(world_size, ranks_of_model)} processes"
+        )
+    data_parallel_size = world_size // ranks_of_model
+    at_once = trainer.micro_batch_size * data_parallel_size
+    if trainer.global_batch_size % at_once:
+        raise LayoutError(
+            f"global_batch_size: {trainer.global_batch_size} is not a multiple of micro_batch_size "
+            f"{trainer.micro_batch_size} x {data_parallel_size} data-parallel ranks = {at_once}; "
+            f"set it to {_nearest_multiples(trainer.global_batch_size, at_once)}, or change micro_batch_size"
+        )
+    return Layout(
+        world_size=world_size,
+        data_parallel_size=data_parallel_size,
+        num_micro_batches=trainer.global_batch_size // at_once,
+    )
+
+
+def num_steps(trainer: TrainerConfig, *, num_sequences: int) -> int:
+    """Optimizer steps of the run: `train_iters`, or `sft_num_epochs` passes rounded up to whole steps.
+
+    Examples:
+        >>> from primus.config.schema import TrainerConfig
+        >>> tiny = dict(num_layers=1, hidden_size=8, ffn_hidden_size=8, num_attention_heads=1, seq_length=8, lr=0.1)
+        >>> num_steps(TrainerConfig(**tiny, global_batch_size=4, sft_num_epochs=1.5), num_sequences=10)
+        4
+    """
+    if trainer.train_iters is not None:
+        return trainer.train_iters
+    return math.ceil((trainer.sft_num_epochs or 1.0) * num_sequences / trainer.global_batch_size)
+
+
+def _nearest_multiples(value: int, divisor: int) -> str:
+    below = value // divisor * divisor
+    return f"{below} or {below + divisor}" if below else f"{divisor}"

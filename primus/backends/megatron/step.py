@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One optimizer step, and what to say when its loss is no number.
+
+Shapes: G sequences of a global batch.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from primus.backends.megatron.batches import IntArray, SequenceDataset, load_micro_batches, rank_micro_batches
+from primus.backends.megatron.distributed import sum_over_data_parallel
+from primus.backends.megatron.evaluation import inference, run_forward_only
+from primus.backends.megatron.loss import LossReport, forward_step
+from primus.errors import TrainingError
+
+# Sequences that a message names; the rest is counted.
+_MAX_NAMED = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutcome:
+    """What a step did."""
+
+    lm_loss: float
+    """Sum of the weighted losses of the global batch's targets, divided by their number."""
+    num_targets: int
+    """Targets of the global batch."""
+    grad_norm: float | None
+    """Norm of the gradient before it was clipped; None if the step changed no weight."""
+    learning_rate: float
+    """Learning rate of the step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStep:
+    """Everything that a step needs; `run` makes one."""
+
+    model: DistributedDataParallel
+    """The model."""
+    optimizer: MegatronOptimizer
+    """Its optimizer."""
+    scheduler: OptimizerParamScheduler
+    """Its learning-rate schedule, at the step before."""
+    dataset: SequenceDataset
+    """The training split."""
+    micro_batch_size: int
+    """Sequences of one forward pass."""
+    pad_to_multiple_of: int
+    """A micro-batch is padded to its longest sequence, rounded up to this."""
+    device: torch.device
+    """Where the model is."""
+
+    def run(self, batch_G: IntArray, *, iteration: int) -> StepOutcome:
+        """Train on a global batch; all ranks call it together.
+
+        Args:
+            batch_G: Indices of the sequences, the same on every rank.
+            iteration: Number of the step, counted from 1, for messages.
+
+        Returns:
+            What the step did.
+
+        Raises:
+            TrainingError: If the loss or the norm of the gradient is not finite. In the first case the weights are
+                still those of the step before.
+        """
+        self.model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        reports = self._forward_and_backward(batch_G)
+        loss_sum, num_targets = sum_over_data_parallel(
+            torch.stack([report.loss_sum for report in reports]).sum().item(),
+            sum(report.num_targets for report in reports),
+            device=self.device,
+        )
+        if not math.isfinite(loss_sum):
+            raise TrainingError(self._describe_broken_loss(batch_G, iteration=iteration, loss=loss_sum))
+        self.scheduler.step(increment=1)
+        is_updated, grad_norm, _ = self.optimizer.step()
+        if is_updated and not math.isfinite(grad_norm):
+            raise TrainingError(
+                f"step {iteration}: the norm of the gradient is {grad_norm}, though the loss is "
+                f"{loss_sum / num_targets:.4f}; lower lr or init_method_std; sequences: {self._name(batch_G)}"
+            )
+        return StepOutcome(
+            lm_loss=loss_sum / num_targets,
+            num_targets=int(num_targets),
+            grad_norm=float(grad_norm) if is_updated else None,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+        )
+
+    def _forward_and_backward(self, batch_G: IntArray) -> list[LossReport]:
+        batches = self._own_micro_batches(batch_G, micro_batch_size=self.micro_batch_size)
+        reports: list[LossReport] = get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=load_micro_batches(
+                self.dataset, batches, pad_to_multiple_of=self.pad_to_multiple_of, device=self.device
+            ),
+            model=self.model,
+            num_microbatches=len(batches),
+            seq_length=self.dataset.max_seq_length,
+            micro_batch_size=self.micro_batch_size,
+            forward_only=False,
+        )
+        return reports
+
+    def _own_micro_batches(self, batch_G: IntArray, *, micro_batch_size: int) -> list[IntArray]:
+        return rank_micro_batches(
+            batch_G,
+            micro_batch_size=micro_batch_size,
+            data_parallel_rank=parallel_state.get_data_parallel_rank(),
+            data_parallel_size=parallel_state.get_data_parallel_world_size(),
+        )
+
+    def _describe_broken_loss(self, batch_G: IntArray, *, iteration: int, loss: float) -> str:
+        """Run the batch again, one sequence at a time, to name the sequences to blame."""
+        places = self._own_micro_batches(np.arange(len(batch_G)), micro_batch_size=1)
+        own = [batch_G[place] for place in places]
+        with inference(self.model):
+            reports = run_forward_only(
+                self.model, self.dataset, own, pad_to_multiple_of=self.pad_to_multiple_of, device=self.device
+            )
+        is_broken_G = np.zeros(len(batch_G))
+        for place, report in zip(places, reports, strict=True):
+            is_broken_G[place] = not math.isfinite(report.loss_sum.item())
+        is_broken_G = np.array(sum_over_data_parallel(*is_broken_G, device=self.device)) > 0
+        broken_G = batch_G[is_broken_G]
+        if len(broken_G) in (0, len(batch_G)):
+            return (
+                f"step {iteration}: the loss is {loss}, with every sequence of the global batch; lower lr, or look at "
+                f"the step before; sequences: {self._name(batch_G)}"
+            )
+        return (
+            f"step {iteration}: the loss is {loss} because of {len(broken_G)} of the global batch's {len(batch_G)} "
+            f"sequences; look at {self._name(broken_G)}"
+        )
+
+    def _name(self, indices: IntArray) -> str:
+        named = ", ".join(self.dataset.origin(int(index)) for index in indices[:_MAX_NAMED])
+        num_more = len(indices) - _MAX_NAMED
+        return f"{named} and {num_more} more" if num_more > 0 else named

@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training run, from a configuration to a trained model.
+
+Shapes: G sequences of a global batch.
+"""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from primus.backends.megatron.batches import IntArray, SequenceDataset
+from primus.backends.megatron.checkpoint import load_checkpoint, save_checkpoint
+from primus.backends.megatron.checkpoint_folder import RunFacts
+from primus.backends.megatron.datasets import build_datasets
+from primus.backends.megatron.distributed import Process, joined_processes, seed_dropout, seed_weights, this_process
+from primus.backends.megatron.evaluation import evaluate, parameters_gathered
+from primus.backends.megatron.layout import build_layout, num_steps
+from primus.backends.megatron.loss_curve import draw_loss_curve
+from primus.backends.megatron.metrics import EvaluationMetrics, Metrics, StepMetrics, metrics_writer, read_metrics
+from primus.backends.megatron.model import Vocabulary, build_model, build_vocabulary
+from primus.backends.megatron.optimizer import build_optimizer, build_scheduler
+from primus.backends.megatron.progress import reporter
+from primus.backends.megatron.step import StepOutcome, TrainingStep
+from primus.config.schema import ModelKeys, TrainConfig, TrainerConfig
+from primus.errors import ConfigError
+from primus.sft.order import SequenceOrder
+from primus.sft.tokenizer import load_tokenizer
+
+logger = logging.getLogger("primus")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerFacts:
+    """What training needs to know of a tokenizer."""
+
+    name: str
+    """The tokenizer's folder, file or name."""
+    vocab_size: int
+    """Largest id + 1."""
+    adds_bos: bool
+    """Whether it begins a text with BOS by itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a run left behind."""
+
+    iteration: int
+    """Steps that were made, those before a resume included."""
+    lm_loss: float | None
+    """Loss of the last step; None if there was nothing left to do."""
+    validation_loss: float | None
+    """Loss of the last evaluation; None if there was none."""
+    checkpoint: Path
+    """The newest checkpoint."""
+    metrics_path: Path
+    """One JSON object per line."""
+    loss_curve_path: Path
+    """A picture of the losses."""
+
+    def lines(self) -> list[str]:
+        """The result for people."""
+        losses = {"loss": self.lm_loss, "validation loss": self.validation_loss}
+        return [
+            f"steps            {self.iteration:,}",
+            *(f"{name:<16} {loss:.4f}" for name, loss in losses.items() if loss is not None),
+            f"checkpoint       {self.checkpoint}",
+            f"metrics          {self.metrics_path}",
+            f"loss curve       {self.loss_curve_path}",
+        ]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+def run_training(config: TrainConfig) -> TrainingResult:
+    """Train a model; every process of the run calls it.
+
+    Args:
+        config: The run.
+
+    Returns:
+        What the run left behind.
+
+    Raises:
+        ConfigError: If no tokenizer or no data is named, or the vocabulary does not fit the model.
+        DataError: If the data cannot be used.
+        LayoutError: If the processes or the batch sizes do not fit together.
+        CheckpointError: If a checkpoint cannot be loaded or saved.
+        TrainingError: If the loss is no number.
+    """
+    source = config.trainer.tokenizer_model
+    if source is None:
+        raise ConfigError("tokenizer_model: is not set; name a tokenizer folder or file")
+    process = this_process()
+    build_layout(config.trainer, world_size=process.world_size)
+    tokenizer = load_tokenizer(source)
+    train, validation = build_datasets(config, tokenizer=tokenizer, writes_quarantine=process.rank == 0)
+    for line in train.ledger.lines():
+        logger.info("%s", line)
+    facts = TokenizerFacts(name=source, vocab_size=tokenizer.vocab_size, adds_bos=tokenizer.adds_bos)
+    return train_on(config, process=process, train=train, validation=validation, tokenizer=facts)
+
+
+def train_on(
+    config: TrainConfig,
+    *,
+    process: Process,
+    train: SequenceDataset,
+    validation: SequenceDataset | None,
+    tokenizer: TokenizerFacts,
+) -> TrainingResult:
+    """Train a model on data sets that are there already; see `run_training`.
+
+    Args:
+        config: The run.
+        process: This process.
+        train: Training data.
+        validation: Validation data, or None.
+        tokenizer: What the data was tokenized with.
+
+    Returns:
+        What the run left behind.
+    """
+    build_layout(config.trainer, world_size=process.world_size)
+    vocabulary = build_vocabulary(config.trainer, tokenizer=tokenizer.name, num_ids=tokenizer.vocab_size)
+    facts = _run_facts(config.trainer, vocabulary=vocabulary, tokenizer=tokenizer, train=train)
+    with joined_processes(process, config.trainer):
+        run = _Run(config, process=process, train=train, validation=validation, facts=facts)
+        start = run.load()
+        with _reporting(config, is_first_rank=process.rank == 0, start=start, train_iters=run.train_iters) as show:
+            result = run.train(start, show)
+    if process.rank == 0:
+        draw_loss_curve(read_metrics(result.metrics_path), path=result.loss_curve_path, title=config.exp_name)
+    return result
+
+
+@contextmanager
+def _reporting(
+    config: TrainConfig, *, is_first_rank: bool, start: int, train_iters: int
+) -> Iterator[Callable[[Metrics], None]]:
+    """Write metrics down and show them, on the first rank; on the others do neither."""
+    if not is_first_rank:
+        yield lambda _: None
+        return
+    with ExitStack() as stack:
+        writer = stack.enter_context(
+            metrics_writer(
+                config.exp_dir / "logs" / "metrics.jsonl",
+                start=start,
+                tensorboard_dir=config.exp_dir / "tensorboard" if config.trainer.tensorboard else None,
+            )
+        )
+        shown = stack.enter_context(reporter(start=start, train_iters=train_iters))
+
+        def show(metrics: Metrics) -> None:
+            writer.write(metrics)
+            shown.show(metrics)
+
+        yield show
+
+
+def _run_facts(
+    trainer: TrainerConfig, *, vocabulary: Vocabulary, tokenizer: TokenizerFacts, train: SequenceDataset
+) -> RunFacts:
+    return RunFacts(
+        iteration=0,
+        consumed_samples=0,
+        model=ModelKeys(**trainer.model_dump(include=set(ModelKeys.model_fields))),
+        vocab_size=vocabulary.used,
+        padded_vocab_size=vocabulary.padded,
+        tokenizer_model=tokenizer.name,
+        sft_conversation_format=trainer.sft_conversation_format,
+        add_bos=tokenizer.adds_bos if trainer.sft_add_bos is None else trainer.sft_add_bos,
+        params_dtype="bfloat16" if trainer.bf16 else "float32",
+        use_distributed_optimizer=trainer.use_distributed_optimizer,
+        data_fingerprint=train.fingerprint,
+        seed=trainer.seed,
+        global_batch_size=trainer.global_batch_size,
+        sft_length_bucket=trainer.sft_length_bucket,
+    )
+
+
+class _Run:
+    """The model, its optimizer and its data in this process, and the steps that are made with them."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        process: Process,
+        train: SequenceDataset,
+        validation: SequenceDataset | None,
+        facts: RunFacts,
+    ) -> None:
+        trainer = config.trainer
+        self.train_iters = num_steps(trainer, num_sequences=len(train))
+        self._config = config
+        self._trainer = trainer
+        self._process = process
+        self._train = train
+        self._validation = validation
+        self._facts = facts
+        self._order = SequenceOrder(
+            train.num_positions_N,
+            seed=trainer.seed,
+            global_batch_size=trainer.global_batch_size,
+            length_bucket=trainer.sft_length_bucket,
+        )
+        seed_weights(trainer.seed)
+        self._model = build_model(trainer, padded_vocab_size=facts.padded_vocab_size, device=process.device)
+        self._optimizer = build_optimizer(trainer, self._model)
+        self._scheduler = build_scheduler(trainer, self._optimizer, train_iters=self.train_iters)
+        self._step = TrainingStep(
+            model=self._model,
+            optimizer=self._optimizer,
+            scheduler=self._scheduler,
+            dataset=train,
+            micro_batch_size=trainer.micro_batch_size,
+            pad_to_multiple_of=trainer.sft_pad_to_multiple_of,
+            device=process.device,
+        )
+
+    def load(self) -> int:
+        """Load what the configuration names; return the number of steps that were made."""
+        if self._trainer.load is None:
+            return 0
+        start = load_checkpoint(
+            self._trainer.load,
+            model=self._model,
+            optimizer=self._optimizer,
+            run=self._facts,
+            weights_only=self._trainer.finetune,
+        )
+        self._scheduler.step(increment=start)
+        return start
+
+    def train(self, start: int, show: Callable[[Metrics], None]) -> TrainingResult:
+        """Make the steps from `start` to the last one."""
+        logs = self._config.exp_dir / "logs"
+        outcome, validation_loss, checkpoint = None, None, self._trainer.load or self._save_dir
+        if start >= self.train_iters:
+            logger.warning("step %d is reached already, and the run has %d; nothing to do", start, self.train_iters)
+        clock = _Clock()
+        for index in range(start, self.train_iters):
+            iteration, is_last = index + 1, index + 1 == self.train_iters
+            batch_G = self._order.global_batch(index)
+            with clock.measuring(tokens=int(self._train.num_positions_N[batch_G].sum())):
+                outcome = self._make_step(batch_G, iteration=iteration)
+            if is_last or iteration % self._trainer.log_interval == 0:
+                show(self._step_metrics(outcome, iteration=iteration, clock=clock))
+                clock = _Clock()
+            if is_last or _is_due(iteration, self._trainer.eval_interval):
+                validation_loss = self._evaluate(iteration, show)
+            if is_last or _is_due(iteration, self._trainer.save_interval):
+                checkpoint = self._save(iteration)
+        return TrainingResult(
+            iteration=max(start, self.train_iters),
+            lm_loss=None if outcome is None else outcome.lm_loss,
+            validation_loss=validation_loss,
+            checkpoint=checkpoint,
+            metrics_path=logs / "metrics.jsonl",
+            loss_curve_path=logs / "loss_curve.png",
+        )
+
+    @property
+    def _save_dir(self) -> Path:
+        return self._trainer.save or self._config.exp_dir / "checkpoints"
+
+    def _make_step(self, batch_G: IntArray, *, iteration: int) -> StepOutcome:
+        if self._trainer.attention_dropout or self._trainer.hidden_dropout:
+            seed_dropout(self._trainer.seed, iteration=iteration)
+        outcome = self._step.run(batch_G, iteration=iteration)
+        if outcome.grad_norm is None:
+            logger.warning("step %d: the gradient overflowed, so the step changed no weight", iteration)
+        return outcome
+
+    def _step_metrics(self, outcome: StepOutcome, *, iteration: int, clock: "_Clock") -> StepMetrics:
+        return StepMetrics(
+            iteration=iteration,
+            lm_loss=outcome.lm_loss,
+            grad_norm=outcome.grad_norm,
+            learning_rate=outcome.learning_rate,
+            consumed_samples=iteration * self._trainer.global_batch_size,
+            supervised_tokens=outcome.num_targets,
+            tokens=clock.newest_tokens,
+            tokens_per_second=clock.tokens / clock.seconds,
+            step_time_s=clock.seconds / clock.steps,
+        )
+
+    def _evaluate(self, iteration: int, show: Callable[[Metrics], None]) -> float | None:
+        if self._validation is None:
+            return None
+        validation_loss = evaluate(
+            self._model,
+            self._validation,
+            at_most=self._trainer.eval_iters * self._trainer.global_batch_size,
+            micro_batch_size=self._trainer.micro_batch_size,
+            pad_to_multiple_of=self._trainer.sft_pad_to_multiple_of,
+            device=self._process.device,
+        )
+        consumed_samples = iteration * self._trainer.global_batch_size
+        show(EvaluationMetrics(iteration=iteration, validation_loss=validation_loss, consumed_samples=consumed_samples))
+        return validation_loss
+
+    def _save(self, iteration: int) -> Path:
+        facts = dataclasses.replace(
+            self._facts, iteration=iteration, consumed_samples=iteration * self._trainer.global_batch_size
+        )
+        with parameters_gathered(self._model):
+            folder = save_checkpoint(self._save_dir, model=self._model, optimizer=self._optimizer, run=facts)
+        logger.info("step %d | saved %s", iteration, folder)
+        return folder
+
+
+def _is_due(iteration: int, interval: int) -> bool:
+    return interval > 0 and iteration % interval == 0
+
+
+class _Clock:
+    """Time and tokens of the steps since the last line of the metrics file."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.tokens = 0
+        self.newest_tokens = 0
+        self.steps = 0
+
+    @contextmanager
+    def measuring(self, *, tokens: int) -> Iterator[None]:
+        """Count the block as a step that trains so many tokens."""
+        start = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - start
+        self.tokens += tokens
+        self.newest_tokens = tokens
+        self.steps += 1
