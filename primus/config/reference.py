@@ -88,7 +88,7 @@ def _describe(
     return descriptions
 
 
-def _type(annotation: Any) -> str:  # noqa: ANN401 - any type expression
+def _type(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _type(arguments[0]) + _bounds(arguments[1:])
