@@ -211,7 +211,8 @@ class SFTTokenizer(ABC):
                     shift = front.start
                     moved = Control(0, front.end - shift, front.id)
                     part_ids, part_offsets = self._encode(text[shift:b], [moved])
-                    part_ids, part_offsets = part_ids[1:], part_offsets[1:] + shift
+                    [at] = self._locate(part_ids, part_offsets, [moved])
+                    part_ids, part_offsets = part_ids[at + 1 :], part_offsets[at + 1 :] + shift
                 pieces_ids.append(part_ids)
                 pieces_offsets.append(_monotone(np.clip(part_offsets, a, b)))
             done = lasts[i]

@@ -5,13 +5,18 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
 
 from primus.sft.tokenizer import shield
 from primus.sft.tokenizer.base import Control, IntArray, SFTTokenizer, as_arrays, is_control_spelling
+from primus.sft.tokenizer.byte_level import char_offsets
+
+# Long enough that the cost of a call does not count, short enough for the processor's caches.
+_STRETCH_CHARS = 8192
 
 
 class FastTokenizer(SFTTokenizer):
@@ -62,6 +67,10 @@ class FastTokenizer(SFTTokenizer):
         self._is_control_V[list(self.control_tokens.values())] = True
         unk = getattr(official.model, "unk_token", None)  # not every model type of the library has the attribute
         self._unk_token = unk if unk in self.control_tokens else "<unk>" if "<unk>" in self.control_tokens else None
+        self._clean_cuts = {
+            token_id for token_id, token in added.items() if not (token.lstrip or token.normalized or token.single_word)
+        }
+        self._token_bytes = _token_bytes(official) if isinstance(official.decoder, decoders.ByteLevel) else None
         self._twins: dict[int, tuple[Tokenizer, Mapping[int, str]]] = {}
         facts = repr((sorted(self.control_tokens.items()), self.bos_id, self.eos_id, self.pad_id))
         self.fingerprint = hashlib.blake2b((pipeline + facts).encode(), digest_size=16).hexdigest()
@@ -72,11 +81,33 @@ class FastTokenizer(SFTTokenizer):
         return text
 
     def _encode(self, text: str, controls: Sequence[Control]) -> tuple[IntArray, IntArray]:
-        ids_T, offsets_T2 = _run(self._official, text)
+        ids_T, offsets_T2 = self._encode_by_bytes(text, controls) or _run(self._official, text)
         if self._are_exactly(controls, ids_T, offsets_T2, text):
             return ids_T, offsets_T2
         twin, spelling = self._twin(text)
         return _run(twin, shield.respell(text, controls, spelling))
+
+    def _encode_by_bytes(self, text: str, controls: Sequence[Control]) -> tuple[IntArray, IntArray] | None:
+        """The encoding from the bytes of the tokens, or None where these are not the text's.
+
+        The library's own offset mapping, and the library itself, take longer per token the longer a text is. A byte-level
+        vocabulary needs neither: the tokens' bytes are the text's bytes, which is checked, so their lengths are the
+        offsets; and control tokens cut the text before anything else happens to it, so it is encoded in stretches.
+        """
+        if self._token_bytes is None:
+            return None
+        cuts = [0]
+        for control in controls:
+            if control.id in self._clean_cuts and control.start - cuts[-1] >= _STRETCH_CHARS:
+                cuts.append(control.start)
+        stretches = [text[start:end] for start, end in pairwise([*cuts, len(text)])]
+        encodings = self._official.encode_batch_fast(stretches, add_special_tokens=False)
+        ids = [token_id for encoding in encodings for token_id in encoding.ids]
+        pieces = [self._token_bytes[token_id] for token_id in ids]
+        if b"".join(pieces) != text.encode():
+            return None  # a normalizer has changed the text, or a control token has taken whitespace in
+        lengths_T = np.fromiter(map(len, pieces), dtype=np.int64, count=len(pieces))
+        return np.array(ids, dtype=np.int64), char_offsets(text, lengths_T)
 
     def _encode_continuation(self, text: str) -> tuple[IntArray, IntArray]:
         return _run(self._continuation, text)
@@ -118,6 +149,32 @@ class FastTokenizer(SFTTokenizer):
     def _continuation(self) -> Tokenizer:
         twin = shield.shielded(self._json, self._spelling(shield.PRIVATE_AREAS[0][0]))
         return Tokenizer.from_str(json.dumps(shield.continuing(twin)))
+
+
+def _token_bytes(tokenizer: Tokenizer) -> list[bytes]:
+    """The bytes of every id of a byte-level vocabulary."""
+    byte_of = {character: byte for byte, character in byte_alphabet().items()}
+    added = tokenizer.get_added_tokens_decoder()
+    vocab = tokenizer.get_vocab(with_added_tokens=True)
+    table = [b""] * (1 + max(vocab.values()))
+    for word, token_id in vocab.items():
+        if token_id in added or not all(character in byte_of for character in word):
+            table[token_id] = word.encode()
+        else:
+            table[token_id] = bytes(byte_of[character] for character in word)
+    return table
+
+
+def byte_alphabet() -> dict[int, str]:
+    """The character that byte-level vocabularies write for each byte (GPT-2's `bytes_to_unicode`).
+
+    Examples:
+        >>> byte_alphabet()[ord("A")], byte_alphabet()[ord(" ")]
+        ('A', 'Ġ')
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
 def _run(tokenizer: Tokenizer, text: str) -> tuple[IntArray, IntArray]:

@@ -163,7 +163,9 @@ def _first_int(tokenizer: Any, names: Sequence[str]) -> int | None:
             value = getattr(tokenizer, name, None)
         except (NotImplementedError, KeyError):  # Megatron's base class raises for what a tokenizer lacks
             continue
-        value = value() if callable(value) else value
+        if callable(value):
+            # `bos_id()` is a number of SentencePiece, but `pad()` pads a batch of transformers.
+            value = None if _parameters(value) else value()
         if isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 0:
             return int(value)
     return None

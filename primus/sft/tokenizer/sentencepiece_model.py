@@ -71,7 +71,12 @@ class SentencePieceTokenizer(SFTTokenizer):
 
     def _encode(self, text: str, controls: Sequence[Control]) -> tuple[IntArray, IntArray]:
         twin, spelling = self._twin(shield.free_area(text, name=self.name))
-        return _run(twin, shield.respell(text, controls, spelling))
+        ids_T, offsets_T2 = _run(twin, shield.respell(text, controls, spelling))
+        if controls and controls[0].start == 0:
+            # The library puts its dummy prefix in front of a control token, where no tokenizer of a chat model has one.
+            [first] = self._locate(ids_T, offsets_T2, controls[:1])
+            ids_T, offsets_T2 = ids_T[first:], offsets_T2[first:]
+        return ids_T, offsets_T2
 
     def _encode_continuation(self, text: str) -> tuple[IntArray, IntArray]:
         return _run(self._continuation, text)

@@ -14,6 +14,7 @@ of a text.
 """
 
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from primus.sft.formatters import OpenAIMessagesFormatter
 from primus.sft.formatters.openai import assistant_text
 from primus.sft.masking import next_token_targets
 from primus.sft.tokenizer import SFTTokenizer, load_tokenizer
+from primus.sft.tokenizer.base import Control
 from primus.sft.tokenizer.fast import FastTokenizer
 
 LOSSLESS = ("llama3", "gpt2", "minimind", "deepseek-coder", "llama2", "mistral-v3", "phi3")
@@ -272,6 +274,41 @@ def test_ids_are_those_of_the_whole_text_where_no_token_is_cut_and_no_message_sp
     if encoding.num_splits == 0 and not spelled:
         reference = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
         assert encoding.ids_T.tolist() == reference.encode(rendered.text, add_special_tokens=False).ids
+
+
+def check_bytes_give_the_librarys_offsets(conversation: Conversation, tokenizer: SFTTokenizer) -> None:
+    assert isinstance(tokenizer, FastTokenizer)
+    rendered = FORMATTER.render(conversation)
+    controls = [
+        Control(start, end, tokenizer.control_tokens[rendered.text[start:end]])
+        for start, end in rendered.markers
+        if rendered.text[start:end] in tokenizer.control_tokens
+    ]
+    by_bytes = tokenizer._encode_by_bytes(rendered.text, controls)
+    reference = tokenizer._official.encode(rendered.text, add_special_tokens=False)
+    if by_bytes is not None:
+        assert by_bytes[0].tolist() == reference.ids
+        assert list(map(tuple, by_bytes[1].tolist())) == reference.offsets
+
+
+@quick
+@given(conversation=conversations, stretch=st.sampled_from([1, 20, 8192]))
+def test_the_bytes_of_tokens_give_the_offsets_of_the_library(
+    conversation: Conversation, stretch: int, lossless_tokenizers: dict[str, SFTTokenizer]
+) -> None:
+    with mock.patch("primus.sft.tokenizer.fast._STRETCH_CHARS", stretch):
+        for name in ("byte-level", "byte-level without ChatML"):
+            check_bytes_give_the_librarys_offsets(conversation, lossless_tokenizers[name])
+
+
+@pytest.mark.parametrize("name", ["qwen2", "llama3", "gpt2", "minimind", "deepseek-coder", "claude-legacy"])
+@quick
+@given(conversation=conversations, stretch=st.sampled_from([1, 20, 8192]))
+def test_the_bytes_of_tokens_give_the_offsets_of_the_library_with_real_tokenizers(
+    name: str, conversation: Conversation, stretch: int, shared_dir: Path
+) -> None:
+    with mock.patch("primus.sft.tokenizer.fast._STRETCH_CHARS", stretch):
+        check_bytes_give_the_librarys_offsets(conversation, real(shared_dir, name))
 
 
 def test_very_long_turns_and_very_many_turns_are_exact(lossless_tokenizers: dict[str, SFTTokenizer]) -> None:

@@ -52,8 +52,8 @@ def test_buckets_put_similar_lengths_into_a_batch_also_in_later_epochs() -> None
 
 
 def test_epochs_and_seeds_differ() -> None:
-    order = SequenceOrder(np.ones(100), seed=1, global_batch_size=10)
-    other = SequenceOrder(np.ones(100), seed=2, global_batch_size=10)
+    order = SequenceOrder(np.ones(100, dtype=np.int64), seed=1, global_batch_size=10)
+    other = SequenceOrder(np.ones(100, dtype=np.int64), seed=2, global_batch_size=10)
     assert not np.array_equal(order.epoch(0), order.epoch(1))
     assert not np.array_equal(order.epoch(0), other.epoch(0))
 
@@ -76,4 +76,4 @@ def test_keys_are_spread_evenly() -> None:
 
 def test_an_empty_data_set_has_no_order() -> None:
     with pytest.raises(ValueError, match="there are no sequences"):
-        SequenceOrder(np.zeros(0), seed=1, global_batch_size=1)
+        SequenceOrder(np.zeros(0, dtype=np.int64), seed=1, global_batch_size=1)

@@ -19,7 +19,7 @@ MESSAGES = [{"role": "user", "content": "How?"}, {"role": "assistant", "content"
 
 
 def ids(tokenizer: SFTTokenizer, text: str) -> list[int]:
-    return tokenizer.encode(text, markers=markers(text)).ids_T.tolist()
+    return [int(i) for i in tokenizer.encode(text, markers=markers(text)).ids_T]
 
 
 def markers(text: str) -> list[tuple[int, int]]:
@@ -168,11 +168,10 @@ def test_objects_without_the_methods_are_refused() -> None:
 def test_offsets_that_can_not_be_trusted_are_refused(
     chatml_tokenizer: SFTTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        type(chatml_tokenizer),
-        "_encode",
-        lambda self, text, controls: (np.zeros(3, dtype=int), np.zeros((3, 2), dtype=int)),
-    )
+    def nowhere(*_: object) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros(3, dtype=np.int64), np.zeros((3, 2), dtype=np.int64)
+
+    monkeypatch.setattr(type(chatml_tokenizer), "_encode", nowhere)
     with pytest.raises(TokenizerError, match="its offsets can't be trusted"):
         load_tokenizer(chatml_tokenizer)
 

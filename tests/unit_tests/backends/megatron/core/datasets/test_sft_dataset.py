@@ -126,7 +126,7 @@ def test_a_folder_has_a_file_per_split(tmp_path: Path, tokenizer: Tokenizer) -> 
 def test_conversations_on_both_sides_are_warned_about(
     tmp_path: Path, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    train, other = write(tmp_path / "a.jsonl", ROWS), write(tmp_path / "b.jsonl", ROWS[4:6] + [chat("x", "y")])
+    train, other = write(tmp_path / "a.jsonl", ROWS), write(tmp_path / "b.jsonl", [*ROWS[4:6], chat("x", "y")])
     with caplog.at_level(logging.WARNING, "primus"):
         build_train_valid_test_datasets(train, tokenizer, 99, validation_dataset_name=other)
     assert f"2 of 3 validation conversations are also trained on ({other}:1 is {train}:5)" in caplog.text
