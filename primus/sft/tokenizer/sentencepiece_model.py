@@ -3,7 +3,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from functools import cached_property
 
 import sentencepiece
 from google.protobuf.message import DecodeError
@@ -54,6 +53,7 @@ class SentencePieceTokenizer(SFTTokenizer):
         self.adds_bos = False
         self.fingerprint = hashlib.blake2b(model, digest_size=16).hexdigest()
         self._twins: dict[int, tuple[sentencepiece.SentencePieceProcessor, dict[int, str]]] = {}
+        self._continuations: dict[int, sentencepiece.SentencePieceProcessor] = {}
 
     def decode(self, ids: Sequence[int] | IntArray) -> str:
         """The text of ids, control tokens included."""
@@ -79,7 +79,12 @@ class SentencePieceTokenizer(SFTTokenizer):
         return ids_T, offsets_T2
 
     def _encode_continuation(self, text: str) -> tuple[IntArray, IntArray]:
-        return _run(self._continuation, text)
+        area = shield.free_area(text, name=self.name)
+        if area not in self._continuations:
+            model, _ = self._shielded(area)
+            model.normalizer_spec.add_dummy_prefix = False
+            self._continuations[area] = _processor(model)
+        return _run(self._continuations[area], text)
 
     def _twin(self, area: int) -> tuple[sentencepiece.SentencePieceProcessor, dict[int, str]]:
         if area not in self._twins:
@@ -97,12 +102,6 @@ class SentencePieceTokenizer(SFTTokenizer):
                 piece.piece = spelling[i] = shield.private_spelling(index, len(word), area=area)
                 piece.type = _PIECE.USER_DEFINED
         return model, spelling
-
-    @cached_property
-    def _continuation(self) -> sentencepiece.SentencePieceProcessor:
-        model, _ = self._shielded(shield.PRIVATE_AREAS[0][0])
-        model.normalizer_spec.add_dummy_prefix = False
-        return _processor(model)
 
 
 def _processor(model: proto.ModelProto) -> sentencepiece.SentencePieceProcessor:
