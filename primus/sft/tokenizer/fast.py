@@ -72,6 +72,7 @@ class FastTokenizer(SFTTokenizer):
         }
         self._token_bytes = _token_bytes(official) if isinstance(official.decoder, decoders.ByteLevel) else None
         self._twins: dict[int, tuple[Tokenizer, Mapping[int, str]]] = {}
+        self._continuations: dict[int, Tokenizer] = {}
         facts = repr((sorted(self.control_tokens.items()), self.bos_id, self.eos_id, self.pad_id))
         self.fingerprint = hashlib.blake2b((pipeline + facts).encode(), digest_size=16).hexdigest()
 
@@ -90,9 +91,10 @@ class FastTokenizer(SFTTokenizer):
     def _encode_by_bytes(self, text: str, controls: Sequence[Control]) -> tuple[IntArray, IntArray] | None:
         """The encoding from the bytes of the tokens, or None where these are not the text's.
 
-        The library's own offset mapping, and the library itself, take longer per token the longer a text is. A byte-level
-        vocabulary needs neither: the tokens' bytes are the text's bytes, which is checked, so their lengths are the
-        offsets; and control tokens cut the text before anything else happens to it, so it is encoded in stretches.
+        The library's own offset mapping, and the library itself, take longer per token the longer a text is. A
+        byte-level vocabulary needs neither: the tokens' bytes are the text's bytes, which is checked, so their lengths
+        are the offsets; and control tokens cut the text before anything else happens to it, so it is encoded in
+        stretches.
         """
         if self._token_bytes is None:
             return None
@@ -110,7 +112,11 @@ class FastTokenizer(SFTTokenizer):
         return np.array(ids, dtype=np.int64), char_offsets(text, lengths_T)
 
     def _encode_continuation(self, text: str) -> tuple[IntArray, IntArray]:
-        return _run(self._continuation, text)
+        area = shield.free_area(text, name=self.name)
+        if area not in self._continuations:
+            twin = shield.shielded(self._json, self._spelling(area))
+            self._continuations[area] = Tokenizer.from_str(json.dumps(shield.continuing(twin)))
+        return _run(self._continuations[area], text)
 
     def _are_exactly(self, controls: Sequence[Control], ids_T: IntArray, offsets_T2: IntArray, text: str) -> bool:
         """Whether the control tokens in an encoding are the intended ones."""
@@ -144,11 +150,6 @@ class FastTokenizer(SFTTokenizer):
     @cached_property
     def _json(self) -> dict[str, Any]:
         return shield.plain_pipeline(json.loads(self._pipeline))
-
-    @cached_property
-    def _continuation(self) -> Tokenizer:
-        twin = shield.shielded(self._json, self._spelling(shield.PRIVATE_AREAS[0][0]))
-        return Tokenizer.from_str(json.dumps(shield.continuing(twin)))
 
 
 def _token_bytes(tokenizer: Tokenizer) -> list[bytes]:
