@@ -8,6 +8,7 @@ policy decides whether the rest is used.
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,16 +94,45 @@ def _open_bytes(path: Path) -> Iterator[IO[bytes]]:
                 import zstandard  # noqa: PLC0415
 
                 try:
-                    with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as unzipped:
-                        yield io.BufferedReader(unzipped)
+                    yield io.BufferedReader(_ZstdFrames(raw, zstandard.ZstdDecompressor()), buffer_size=1 << 16)
                 except zstandard.ZstdError as exc:
                     raise DataError(f"{path}: the zst data is damaged ({exc}); make or copy the file again") from exc
             else:
                 yield raw
-    except (EOFError, gzip.BadGzipFile) as exc:
-        raise DataError(f"{path}: the gz data is damaged ({exc}); make or copy the file again") from exc
+    except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
+        raise DataError(f"{path}: the {suffix[1:]} data is damaged ({exc}); make or copy the file again") from exc
     except PermissionError as exc:
         raise DataError(f"{path}: may not be read ({exc.strerror}); change its permissions") from exc
+
+
+class _ZstdFrames(io.RawIOBase):
+    """The content of zst frames, one after another; zstandard's own reader takes a truncated file for a whole one."""
+
+    def __init__(self, compressed: IO[bytes], decompressor: Any) -> None:
+        self._compressed = compressed
+        self._decompressor = decompressor
+        self._frame: Any = None
+        self._input = b""
+        self._content = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._content:
+            self._input = self._input or self._compressed.read(1 << 14)
+            if not self._input:
+                if self._frame is not None:
+                    raise EOFError("compressed file ended before the end of its last frame")
+                return 0
+            frame = self._frame or self._decompressor.decompressobj()
+            self._content = memoryview(frame.decompress(self._input))
+            self._input = frame.unused_data
+            self._frame = None if frame.eof else frame
+        count = min(len(buffer), len(self._content))
+        buffer[:count] = self._content[:count]
+        self._content = self._content[count:]
+        return count
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
@@ -124,7 +154,7 @@ def _decode(line: bytes, *, origin: str) -> Row:
         return Row(origin, value=load_json(text))
     except json.JSONDecodeError as exc:
         error = f"{origin}: not valid JSON: {exc.msg} at column {exc.colno}; write one JSON object per line"
-    except (ValueError, RecursionError) as exc:
+    except ValueError as exc:
         error = f"{origin}: not valid JSON: {exc}; write one JSON object per line"
     return Row(origin, error=error, raw=text.rstrip("\r\n"))
 
@@ -133,9 +163,13 @@ def load_json(text: str) -> Any:
     """Decode JSON strictly: a repeated key or a number like NaN is refused, where `json.loads` loses or invents data.
 
     Raises:
-        ValueError: If the text is not JSON (then a `json.JSONDecodeError`), repeats a key, or has NaN or Infinity.
+        ValueError: If the text is not JSON (then a `json.JSONDecodeError`), repeats a key, has NaN or Infinity, or is
+            nested too deeply to be read.
     """
-    return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except RecursionError as exc:
+        raise ValueError("brackets are nested too deeply") from exc
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -161,7 +195,7 @@ def _read_json(path: Path) -> Iterator[Row]:
     except json.JSONDecodeError as exc:
         hint = "one object per line is JSONL: name it .jsonl" if exc.msg == "Extra data" else "repair the file"
         raise DataError(f"{path}:{exc.lineno}: not valid JSON: {exc.msg} at column {exc.colno}; {hint}") from exc
-    except (ValueError, RecursionError) as exc:
+    except ValueError as exc:
         raise DataError(f"{path}: not valid JSON: {exc}; repair the file") from exc
     if not isinstance(rows, list):
         raise DataError(f"{path}: holds a JSON {_json_type(rows)}, not a list of rows; write [row, row, ...] or JSONL")
@@ -187,5 +221,5 @@ def _read_parquet(path: Path) -> Iterator[Row]:
                 for value in batch.to_pylist():
                     yield Row(f"{path}[{index}]", value=value)
                     index += 1
-    except (pa.ArrowInvalid, OSError) as exc:
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as exc:
         raise DataError(f"{path}: not a readable Parquet file ({exc}); make or copy the file again") from exc
