@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from primus.chat.messages import Conversation, Message, ToolCall
+from primus.chat.messages import ROLES, Conversation, Message, ToolCall
 from primus.chat.reading import load_json
 from primus.errors import ConversationError
 
@@ -84,9 +84,10 @@ def parse_message(message: object, *, place: str) -> Message:
     role = message.get("role")
     if not isinstance(role, str):
         raise ConversationError(f"{place}: role is {_type_name(role)}, not a string; name the role", reason="role")
-    place = f"{place} ({role})"
-    tool_calls = _tool_calls(message, place)
+    if role in ROLES or role in _ROLE_NAMES:
+        place = f"{place} ({role})"
     try:
+        tool_calls = _tool_calls(message, place)
         return Message(
             role=_ROLE_NAMES.get(role, role),  # type: ignore[arg-type]  # Message checks it
             content=_content(message, place, needed=not tool_calls),
@@ -119,7 +120,7 @@ def _from_messages(row: Mapping[str, Any], name: str, origin: str) -> Conversati
         messages=tuple(parse_message(m, place=f"{origin}: turn {turn}") for turn, m in enumerate(messages)),
         tools=_tools(row, origin),
         origin=origin,
-        ignored_fields=tuple(sorted({name for message in messages for name in _ignored(message)})),
+        ignored_fields=tuple(sorted({str(name) for message in messages for name in _ignored(message)})),
     )
 
 
@@ -141,14 +142,8 @@ def _from_single_turn(row: Mapping[str, Any], messages_fields: Sequence[str], or
         )
     input_text = _only(row, INPUT_FIELDS, origin)
     system = _only(row, SYSTEM_FIELDS, origin)
-    history: list[Message] = []
-    for i, pair in enumerate(row.get("history") or ()):
-        if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
-            raise ConversationError(
-                f"{origin}: history[{i}] is not a pair of strings [user, assistant]; repair the row", reason="history"
-            )
-        history += [Message(role="user", content=pair[0]), Message(role="assistant", content=pair[1])]
     try:
+        history = _history(row, origin)
         return single_turn(
             instruction, response, input_text=input_text, system_prompt=system, history=history, origin=origin
         )
@@ -156,6 +151,23 @@ def _from_single_turn(row: Mapping[str, Any], messages_fields: Sequence[str], or
         if str(exc).startswith(origin):
             raise
         raise ConversationError(f"{origin}: {exc}", reason=exc.reason) from exc
+
+
+def _history(row: Mapping[str, Any], origin: str) -> list[Message]:
+    pairs = row.get("history") or ()
+    if not isinstance(pairs, list | tuple):
+        raise ConversationError(
+            f"{origin}: history is a {_type_name(pairs)}, not a list of pairs [user, assistant]; repair the row",
+            reason="history",
+        )
+    messages: list[Message] = []
+    for i, pair in enumerate(pairs):
+        if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
+            raise ConversationError(
+                f"{origin}: history[{i}] is not a pair of strings [user, assistant]; repair the row", reason="history"
+            )
+        messages += [Message(role="user", content=pair[0]), Message(role="assistant", content=pair[1])]
+    return messages
 
 
 def single_turn(
@@ -285,32 +297,33 @@ def _tool_call(call: object, place: str) -> ToolCall:
 
 
 def _tools(row: Mapping[str, Any], origin: str) -> tuple[str, ...]:
-    tools = row.get("tools")
-    legacy = row.get("functions")
+    name = "functions" if row.get("tools") is None else "tools"
+    tools = row.get(name)
     if isinstance(tools, str):
         try:
             tools = load_json(tools) if tools.strip() else None
         except ValueError as exc:
             raise ConversationError(
-                f"{origin}: tools is not valid JSON ({exc}); repair the row", reason="tools"
+                f"{origin}: {name} is not valid JSON ({exc}); repair the row", reason="tools"
             ) from exc
-    if tools is None and isinstance(legacy, list | tuple):
-        tools = [{"type": "function", "function": function} for function in legacy]
     if tools is None:
         return ()
     if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
         raise ConversationError(
-            f"{origin}: tools is not a list of tool definitions (objects); repair the row", reason="tools"
+            f"{origin}: {name} is not a list of tool definitions (objects); repair the row", reason="tools"
         )
-    return tuple(_canonical_json(tool, f"{origin}: tools") for tool in tools)
+    if name == "functions":
+        tools = [{"type": "function", "function": function} for function in tools]
+    return tuple(_canonical_json(tool, f"{origin}: {name}") for tool in tools)
 
 
 def _weight(message: Mapping[str, Any], place: str) -> float | None:
     weight = message.get("weight")
     if weight is None:
         return None
-    if isinstance(weight, bool) or not isinstance(weight, int | float):
-        raise ConversationError(f"{place}: weight is {weight!r}, not a number; write 0 or 1", reason="weight")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not -1e38 < weight < 1e38:
+        # A weight is a float32 later, which holds no larger number.
+        raise ConversationError(f"{place}: weight is {weight!r:.40}, not a number; write 0 or 1", reason="weight")
     return float(weight)
 
 
@@ -324,7 +337,7 @@ def _optional_string(message: Mapping[str, Any], name: str, place: str) -> str |
 def _canonical_json(value: object, place: str) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as exc:
+    except (TypeError, ValueError, RecursionError) as exc:
         raise ConversationError(f"{place}: is not JSON ({exc}); repair the row", reason="not_json") from exc
 
 
