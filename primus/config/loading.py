@@ -72,7 +72,7 @@ def _where_it_goes(key: str) -> str:
 def _problems_between_keys(
     trainer: TrainerConfig, section: Section, *, wrong: frozenset[str], file: Path
 ) -> Sequence[str]:
-    features = asked_for(trainer, wrong=wrong)
+    features = asked_for(trainer)
     problems = []
     for feature in features:
         node = section.find(feature.key)

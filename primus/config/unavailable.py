@@ -58,16 +58,13 @@ UNAVAILABLE: Sequence[Unavailable] = (
 )
 
 
-def asked_for(trainer: TrainerConfig, *, wrong: frozenset[str]) -> Sequence[Unavailable]:
+def asked_for(trainer: TrainerConfig) -> Sequence[Unavailable]:
     """Return the unavailable features that the settings ask for.
 
     Args:
-        trainer: The settings; keys in `wrong` may be missing.
-        wrong: Keys without a usable value, which are left out.
+        trainer: The settings. A key without a usable value has its default, and no default asks for such a feature.
 
     Returns:
         In the order of `UNAVAILABLE`.
     """
-    return [
-        feature for feature in UNAVAILABLE if feature.key.split(".")[0] not in wrong and feature.is_asked_for(trainer)
-    ]
+    return [feature for feature in UNAVAILABLE if feature.is_asked_for(trainer)]

@@ -36,12 +36,13 @@ def test_scalars_stay_text_and_only_an_unquoted_null_is_null(write: Write) -> No
 
 
 def test_duplicate_keys_are_refused_with_both_lines(write: Write) -> None:
-    path = write("a.yaml", "lr: 1\nb:\n  c: 1\n  c: 2\nd: 1\nlr: 2\n")
+    path = write("a.yaml", "lr: 1\nb:\n  c: 1\n  c: 2\nd: 1\nlr: 2\nlr: 3\n")
     with pytest.raises(ConfigError) as caught:
         read_yaml(path)
     assert caught.value.problems == (
         f"{path}:4: c: the key is given twice, first on line 3; keep one",
         f"{path}:6: lr: the key is given twice, first on line 1; keep one",
+        f"{path}:7: lr: the key is given twice, first on line 1; keep one",
     )
 
 

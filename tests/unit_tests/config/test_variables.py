@@ -90,7 +90,7 @@ def test_a_variable_that_is_overridden_need_not_be_set(write: Write) -> None:
 
 def test_a_variable_inside_a_list_or_a_section_is_refused_by_its_key(problems: Problems) -> None:
     assert [
-        problem.partition(";")[0] for problem in problems("sft_dataset_name=['${UNSET}', a]", "lora.dim=${UNSET}")
+        problem.partition(";")[0] for problem in problems("sft_dataset_name=['${UNSET}']", "lora.dim=${UNSET}")
     ] == [
         "command line: sft_dataset_name: the environment variable UNSET is not set",
         "command line: lora.dim: the environment variable UNSET is not set",
