@@ -86,7 +86,9 @@ class Message:
                     f"a {self.role} message has weight {self.weight}; only assistant messages are trained, so drop the"
                     " weight or set it to 0", reason="weight")  # fmt: skip
         if self.weight is not None and not (math.isfinite(self.weight) and self.weight >= 0):
-            raise ConversationError(f"weight {self.weight} is not a finite number of at least 0", reason="weight")
+            raise ConversationError(
+                f"weight {self.weight} is not a finite number of at least 0; write 0 or 1", reason="weight"
+            )
         for what, text in (("content", self.content), ("reasoning", self.reasoning or "")):
             check_encodable(what, text)
 
