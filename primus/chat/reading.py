@@ -19,6 +19,8 @@ from primus.errors import DataError
 
 _COMPRESSIONS = (".gz", ".zst")
 FORMATS = (".jsonl", ".json", ".parquet")
+# Decompressed at once. A block of 4 bytes can hold 128 KiB, so this bounds the memory that a file of repetitions takes.
+_ZSTD_INPUT_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ class _ZstdFrames(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._content:
-            self._input = self._input or self._compressed.read(1 << 14)
+            self._input = self._input or self._compressed.read(_ZSTD_INPUT_BYTES)
             if not self._input:
                 if self._frame is not None:
                     raise EOFError("compressed file ended before the end of its last frame")
