@@ -4,6 +4,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from primus.backends.megatron.checkpoint_folder import find_checkpoint
+from primus.backends.megatron.export_folder import check_output
 from primus.cli.logs import set_up_logging
 from primus.cli.parsing import CommandParser
 
@@ -12,7 +14,7 @@ safetensors, config.json, the tokenizer with the chat template that the model wa
 configuration that ends an answer where the model was trained to end it. A GPU is not needed."""
 _EXAMPLES = """
 primus checkpoint export-hf output/primus/user/tiny-multiturn-sft/checkpoints exported
-primus checkpoint export-hf output/primus/user/tiny-multiturn-sft/checkpoints/iter_0002000 exported --force
+primus checkpoint export-hf output/primus/user/tiny-multiturn-sft/checkpoints/iter_0002000 at-2000
 """
 
 
@@ -31,10 +33,12 @@ def run(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("output", type=Path, metavar="DIR", help="the folder to write")
     parser.add_argument("--tokenizer", metavar="T", help="its folder, file or name, if it has moved since training")
-    parser.add_argument("--force", action="store_true", help="replace what DIR holds")
+    parser.add_argument("--force", action="store_true", help="replace an earlier export in DIR")
     parser.add_argument("--verbose", action="store_true", help="log more, warnings of libraries included")
     options = parser.parse(arguments)
     set_up_logging(verbose=options.verbose)
+    check_output(options.output, force=options.force)
+    find_checkpoint(options.checkpoint)
     from primus.backends.megatron.hf_export import export_hf
 
     export_hf(options.checkpoint, output=options.output, tokenizer=options.tokenizer, force=options.force)

@@ -35,7 +35,18 @@ def report_exception(kind: type[BaseException], error: BaseException, trace: Tra
 
 def current_rank() -> int | None:
     """This process's rank if a launcher started it, else None."""
-    return int(os.environ["RANK"]) if "RANK" in os.environ else None
+    return _number("RANK")
+
+
+def world_size() -> int:
+    """Ranks of the run that this process belongs to."""
+    return _number("WORLD_SIZE") or 1
+
+
+def _number(variable: str) -> int | None:
+    """A launcher's variable; one that is no number is the trainer's to complain about."""
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() else None
 
 
 def end_with_launcher() -> None:

@@ -40,6 +40,9 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print.
 
+        Args:
+            message: Argparse's words.
+
         Raises:
             ConfigError: Always.
         """
@@ -48,19 +51,27 @@ class CommandParser(argparse.ArgumentParser):
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse options and positional arguments in any order.
 
+        Args:
+            arguments: The words after the command's name.
+
+        Returns:
+            The values, by the names of the arguments.
+
         Raises:
             ConfigError: If an argument is missing, of the wrong type, or unknown.
         """
-        namespace, unknown = self.parse_known_intermixed_args(arguments)
+        # Before argparse complains that --config is missing, say that there is no --confg.
+        names = [word.partition("=")[0] for word in arguments if word.startswith("-")]
+        unknown = [name for name in names if name not in self._option_string_actions]
         if unknown:
-            raise ConfigError(*(self._unknown(word) for word in unknown))
+            raise ConfigError(*(self._no_such_option(name) for name in unknown))
+        namespace, rest = self.parse_known_intermixed_args(arguments)
+        if rest:
+            raise ConfigError(*(f"{self.prog}: {word!r} is too much; see {self.prog} --help" for word in rest))
         return namespace
 
-    def _unknown(self, word: str) -> str:
-        name = word.partition("=")[0]
-        if not name.startswith("-"):
-            return f"{self.prog}: {word!r} is one argument too many; see {self.prog} --help"
-        near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+    def _no_such_option(self, name: str) -> str:
+        near = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.75)
         key = name.lstrip("-").replace("-", "_")
         hint = f"did you mean {near[0]}?" if near else f"configuration keys are given as {key}=VALUE, without dashes"
         return f"{self.prog}: there is no option {name}; {hint}"
@@ -68,6 +79,12 @@ class CommandParser(argparse.ArgumentParser):
 
 def positive_int(text: str) -> int:
     """An integer above 0, for argparse.
+
+    Args:
+        text: What was written.
+
+    Returns:
+        The integer.
 
     Raises:
         argparse.ArgumentTypeError: If it is not one.

@@ -2,16 +2,22 @@
 """`primus train`: one rank, several ranks of this machine, or a plan without training."""
 
 import argparse
-import os
+import logging
 import sys
 from collections.abc import Sequence
 
+from primus.backends.megatron.layout import build_layout
 from primus.cli import failures
 from primus.cli.logs import set_up_logging
 from primus.cli.parsing import CommandParser, positive_int
 from primus.config import load_config
 from primus.config.schema import TrainConfig
 from primus.errors import ConfigError
+
+logger = logging.getLogger("primus")
+
+_LARGE = 100_000_000
+"""Weights from which a model is meant to be pretrained."""
 
 _DESCRIPTION = """Train a model on conversations as a YAML file says. Any key of the file, and any other key of the
 trainer, can be given as key=value and then wins. Under torchrun, or another launcher that sets RANK and WORLD_SIZE,
@@ -36,13 +42,15 @@ def run(arguments: Sequence[str]) -> int:
     _check(options)
     set_up_logging(verbose=options.verbose)
     config = load_config(options.config, overrides=options.overrides)
+    build_layout(config.trainer, world_size=_world_size(options))
+    if not options.dry_run and (options.nproc_per_node or 1) > 1:
+        return _launch(arguments, num_ranks=options.nproc_per_node)
+    _warn(config)
     if options.dry_run:
         from primus.cli.dry_run import print_plan
 
         print_plan(config, world_size=_world_size(options))
         return 0
-    if (options.nproc_per_node or 1) > 1:
-        return _launch(arguments, num_ranks=options.nproc_per_node)
     failures.end_with_launcher()
     return _train(config)
 
@@ -84,8 +92,8 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _world_size(options: argparse.Namespace) -> int:
-    """Ranks to plan for: as asked, or as a launcher says, or one."""
-    return int(options.world_size or options.nproc_per_node or os.environ.get("WORLD_SIZE", "1"))
+    """Ranks of the run: as asked, or as a launcher says, or one."""
+    return int(options.world_size or options.nproc_per_node or failures.world_size())
 
 
 def _launch(arguments: Sequence[str], *, num_ranks: int) -> int:
@@ -93,7 +101,7 @@ def _launch(arguments: Sequence[str], *, num_ranks: int) -> int:
     from primus.backends.megatron.launch import launch_ranks
 
     outcome = launch_ranks(
-        ["train", *_without_option(arguments, "--nproc-per-node")],
+        [sys.executable, "-m", "primus", "train", *_without_option(arguments, "--nproc-per-node")],
         num_ranks=num_ranks,
         launcher_variable=failures.LAUNCHER_VARIABLE,
     )
@@ -123,5 +131,26 @@ def _train(config: TrainConfig) -> int:
     from primus.backends.megatron.trainer import run_training
 
     result = run_training(config)
-    print(result)
+    if not failures.current_rank():
+        print("\n".join(result.lines()))
     return 0
+
+
+def _warn(config: TrainConfig) -> None:
+    """Say aloud what is allowed and probably not meant."""
+    trainer = config.trainer
+    if not trainer.sft_supervise_end_of_turn:
+        logger.warning(
+            "sft_supervise_end_of_turn: is off, so the token that ends a turn is never a target; the model does not"
+            " learn to stop, and talks on, as both sides, until its length runs out; turn it on"
+        )
+    if trainer.load is None and trainer.hf_path is None:
+        from primus.backends.megatron.parameter_count import count_parameters
+
+        total = count_parameters(trainer, padded_vocab_size=trainer.vocab_size or 0).total
+        if total >= _LARGE:
+            logger.warning(
+                "load: IS NOT SET, SO ALL %.1f BILLION WEIGHTS START AT RANDOM. Fine-tuning data does not teach a"
+                " model of this size its language; unless this is a test, set load to a checkpoint of a pretrained one",
+                total / 1e9,
+            )

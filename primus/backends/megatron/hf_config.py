@@ -98,6 +98,9 @@ def generation_config(*, token_ids: dict[str, Any], stop_strings: tuple[str, ...
     Args:
         token_ids: `special_token_ids`' result.
         stop_strings: Texts that end an answer and are not single tokens; `generate` needs the tokenizer for them.
+
+    Returns:
+        A configuration whose every other setting is the default of `transformers`.
     """
     return {**token_ids, **({"stop_strings": list(stop_strings)} if stop_strings else {})}
 

@@ -39,6 +39,9 @@ def chat_template(conversation_format: str, *, add_bos: bool) -> str:
     Args:
         conversation_format: A name that `create_formatter` knows.
         add_bos: Whether training sequences begin with the tokenizer's BOS.
+
+    Returns:
+        Jinja, for `apply_chat_template`.
     """
     name = "alpaca.jinja" if conversation_format == "alpaca" else "chatml.jinja"
     text = Path(primus.sft.formatters.__file__).with_name(name).read_text(encoding="utf-8")

@@ -8,7 +8,6 @@ all of them, that rank's exit code instead of 1, and no rank left behind.
 import logging
 import os
 import signal
-import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,15 +29,15 @@ class LaunchOutcome:
     """What that rank had to say; empty if all went well."""
 
 
-def launch_ranks(arguments: Sequence[str], *, num_ranks: int, launcher_variable: str) -> LaunchOutcome:
-    """Run `primus` with some arguments as `num_ranks` ranks of this machine, and wait for them.
+def launch_ranks(command: Sequence[str], *, num_ranks: int, launcher_variable: str) -> LaunchOutcome:
+    """Run a command as `num_ranks` ranks of this machine, and wait for them.
 
     Every rank is a session of its own, so that a signal reaches it through the launcher only, and with all the
     processes it started: SIGINT, SIGTERM and SIGHUP are passed on, and whoever has not ended after 30 s
     (TORCH_ELASTIC_SHUTDOWN_TIMEOUT) is killed. When a rank fails the others are ended.
 
     Args:
-        arguments: The words after `primus`.
+        command: Program and arguments; each rank finds its number in RANK, as under torchrun.
         num_ranks: Ranks to start.
         launcher_variable: Environment variable that tells a rank the launcher's process id.
 
@@ -62,7 +61,7 @@ def launch_ranks(arguments: Sequence[str], *, num_ranks: int, launcher_variable:
         signals_to_handle="SIGTERM,SIGINT,SIGHUP",
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "primus", *arguments)
+        elastic_launch(config, command[0])(*command[1:])
     except ChildFailedError as error:
         return _first_failure(error.failures)
     except SignalException as stop:

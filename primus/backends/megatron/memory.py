@@ -69,7 +69,7 @@ class MemoryEstimate:
     activations: int
     """What the layers keep for the backward pass."""
     logits: int
-    """The output layer's result and what the loss makes of it."""
+    """The output layer's result at the targets, and what the loss makes of it."""
 
     @property
     def total(self) -> int:
@@ -86,6 +86,7 @@ def estimate_memory(
     micro_batch_size: int,
     num_micro_batches: int,
     seq_length: int,
+    num_targets: int,
     bf16: bool,
     use_distributed_optimizer: bool,
     recompute: Recompute,
@@ -103,6 +104,7 @@ def estimate_memory(
         micro_batch_size: Sequences of one forward pass.
         num_micro_batches: Forward passes of one optimizer step.
         seq_length: Positions of the longest sequence, padding included.
+        num_targets: Most positions of one sequence that are trained.
         bf16: Whether the weights are bfloat16, with float32 main weights.
         use_distributed_optimizer: Whether data- and context-parallel ranks share out the optimizer state.
         recompute: What is computed again.
@@ -123,14 +125,15 @@ def estimate_memory(
         residual_bytes=residual_bytes,
         recompute=recompute,
     )
+    # The loss has logits at targets only, and works in place on a float32 copy (in float32 on the logits themselves).
+    logit_bytes = _FLOAT32 + (_BFLOAT16 if bf16 else 0)
     return MemoryEstimate(
         weights=num_parameters * element_bytes,
         gradients=num_parameters * _FLOAT32,
         optimizer=num_parameters * (_ADAM_MOMENTS + (_FLOAT32 if bf16 else 0)) // num_shards,
-        # After the layers, the final norm keeps its input and the output layer that of its own.
+        # After the layers, the final norm keeps its input, and the output layer that of its own at the targets.
         activations=int(kept_bytes + 2 * residual_bytes),
-        # megatron-core's vocab_parallel_cross_entropy works in place on a float32 copy; in float32 there is no copy.
-        logits=positions * padded_vocab_size // sizes.tensor * (_FLOAT32 + (_BFLOAT16 if bf16 else 0)),
+        logits=micro_batch_size * num_targets * padded_vocab_size // sizes.tensor * logit_bytes,
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many weights a model has, from its keys alone.
+"""How many weights a model has, from its keys alone; no torch is needed.
 
 The counts are those of megatron-core's GPTModel, to the last weight; `memory.py` turns them into bytes.
 """
@@ -7,7 +7,8 @@ The counts are those of megatron-core's GPTModel, to the last weight; `memory.py
 import math
 from dataclasses import dataclass
 
-from primus.config.schema import ModelKeys
+from primus.config.schema import ModelKeys, TrainerConfig
+from primus.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +82,56 @@ class ParameterCount:
 def padded_vocab_size(vocab_size: int, *, divisible_by: int, tensor_parallel: int) -> int:
     """Rows of the embedding: the vocabulary rounded up as Megatron does, so that every rank has as many.
 
+    Args:
+        vocab_size: Rows that stand for a token.
+        divisible_by: `make_vocab_size_divisible_by`.
+        tensor_parallel: Ranks that share the embedding.
+
+    Returns:
+        All rows, of all ranks together.
+
     Examples:
         >>> padded_vocab_size(151665, divisible_by=128, tensor_parallel=2)
         151808
     """
     multiple = divisible_by * tensor_parallel
     return math.ceil(vocab_size / multiple) * multiple
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """Rows of the embedding."""
+
+    used: int
+    """Rows that stand for a token."""
+    padded: int
+    """All rows; those behind the used ones make the tensor-parallel shares equal."""
+
+
+def build_vocabulary(trainer: TrainerConfig, *, tokenizer: str, num_ids: int) -> Vocabulary:
+    """Choose the rows of the embedding.
+
+    Args:
+        trainer: The trainer module of the run.
+        tokenizer: The tokenizer's name, for messages.
+        num_ids: The tokenizer's largest id + 1.
+
+    Returns:
+        Used and padded rows.
+
+    Raises:
+        ConfigError: If `vocab_size` is set to less than the tokenizer needs.
+    """
+    used = trainer.vocab_size or num_ids
+    if used < num_ids:
+        raise ConfigError(
+            f"vocab_size: {used} is less than the {num_ids} ids of the tokenizer {tokenizer}; "
+            f"set it to at least {num_ids}, or to null"
+        )
+    padded = padded_vocab_size(
+        used, divisible_by=trainer.make_vocab_size_divisible_by, tensor_parallel=trainer.tensor_model_parallel_size
+    )
+    return Vocabulary(used=used, padded=padded)
 
 
 def count_parameters(model: ModelKeys, *, padded_vocab_size: int) -> ParameterCount:

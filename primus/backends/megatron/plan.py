@@ -13,12 +13,11 @@ import numpy.typing as npt
 from primus.backends.megatron.core.datasets.sft_dataset import SFTDataset
 from primus.backends.megatron.layout import Layout, build_layout, num_steps
 from primus.backends.megatron.memory import MemoryEstimate, ParallelSizes, Recompute, estimate_memory
-from primus.backends.megatron.parameter_count import ParameterCount, count_parameters, padded_vocab_size
+from primus.backends.megatron.parameter_count import ParameterCount, Vocabulary, build_vocabulary, count_parameters
 from primus.config.schema import TrainConfig, TrainerConfig
 
 IntArray = npt.NDArray[np.int64]
 
-_GIB = 2**30
 _MOST_STEPS_LOOKED_AT = 2000
 
 
@@ -54,10 +53,8 @@ class Plan:
     """The settings."""
     layout: Layout
     """Ranks and micro-batches."""
-    vocab_size: int
-    """Rows of the embedding that stand for a token."""
-    padded_vocab_size: int
-    """All rows of the embedding."""
+    vocabulary: Vocabulary
+    """Rows of the embedding."""
     parameters: ParameterCount
     """Weights of the model."""
     train: DataPlan
@@ -70,6 +67,8 @@ class Plan:
     """Share of the positions of all micro-batches that hold padding."""
     widest: int
     """Positions of the widest micro-batch there can be."""
+    most_targets: int
+    """Most targets of one training sequence."""
     memory: MemoryEstimate
     """What the fullest rank keeps."""
     activations_kept: int
@@ -100,19 +99,17 @@ def build_plan(config: TrainConfig, *, train: SFTDataset, validation: SFTDataset
         The plan.
 
     Raises:
+        ConfigError: If the vocabulary does not fit the tokenizer.
         LayoutError: If that many ranks cannot share the run.
     """
     trainer = config.trainer
     layout = build_layout(trainer, world_size=world_size)
-    vocab_size = trainer.vocab_size or train.tokenizer.vocab_size
-    num_rows = padded_vocab_size(
-        vocab_size,
-        divisible_by=trainer.make_vocab_size_divisible_by,
-        tensor_parallel=trainer.tensor_model_parallel_size,
-    )
-    parameters = count_parameters(trainer, padded_vocab_size=num_rows)
+    tokenizer = train.tokenizer
+    vocabulary = build_vocabulary(trainer, tokenizer=tokenizer.name, num_ids=tokenizer.vocab_size)
+    parameters = count_parameters(trainer, padded_vocab_size=vocabulary.padded)
     steps = num_steps(trainer, num_sequences=len(train))
     longest = max(int(data.num_positions_N.max()) for data in (train, validation) if data is not None)
+    most_targets = int(train.num_targets_N.max())
     widest = _width(longest, multiple=trainer.sft_pad_to_multiple_of, limit=trainer.seq_length)
     recompute = Recompute(
         granularity=trainer.recompute_granularity,
@@ -124,7 +121,7 @@ def build_plan(config: TrainConfig, *, train: SFTDataset, validation: SFTDataset
         return estimate_memory(
             trainer,
             parameters=parameters,
-            padded_vocab_size=num_rows,
+            padded_vocab_size=vocabulary.padded,
             sizes=ParallelSizes(
                 tensor=trainer.tensor_model_parallel_size,
                 pipeline=trainer.pipeline_model_parallel_size,
@@ -136,6 +133,7 @@ def build_plan(config: TrainConfig, *, train: SFTDataset, validation: SFTDataset
             micro_batch_size=trainer.micro_batch_size,
             num_micro_batches=layout.num_micro_batches,
             seq_length=widest,
+            num_targets=most_targets,
             bf16=trainer.bf16,
             use_distributed_optimizer=trainer.use_distributed_optimizer,
             recompute=recompute,
@@ -144,14 +142,14 @@ def build_plan(config: TrainConfig, *, train: SFTDataset, validation: SFTDataset
     return Plan(
         trainer=trainer,
         layout=layout,
-        vocab_size=vocab_size,
-        padded_vocab_size=num_rows,
+        vocabulary=vocabulary,
         parameters=parameters,
         train=DataPlan.of(train),
         validation=None if validation is None else DataPlan.of(validation),
         num_steps=steps,
         padding_share=_padding_share(train, trainer=trainer, num_steps=steps),
         widest=widest,
+        most_targets=most_targets,
         memory=memory(recompute),
         activations_kept=memory(replace(recompute, granularity=None)).activations,
         activations_recomputed=memory(Recompute(granularity="full", method="uniform", num_layers=1)).activations,
@@ -180,6 +178,12 @@ def _row(label: str, value: str, remark: str = "") -> str:
     return f"  {label:<22}{value:>16}  {remark}".rstrip()
 
 
+def _gib(num_bytes: int) -> str:
+    """Gibibytes with digits enough for a tiny model."""
+    gib = num_bytes / 2**30
+    return f"{gib:,.2f}" if gib >= 1 else f"{gib:.4f}"
+
+
 def _model_lines(plan: Plan) -> list[str]:
     trainer, parameters = plan.trainer, plan.parameters
     groups = trainer.num_query_groups or trainer.num_attention_heads
@@ -193,7 +197,7 @@ def _model_lines(plan: Plan) -> list[str]:
             f"{trainer.num_attention_heads} heads, {groups} key-value heads",
         ),
         _row("parameters", f"{parameters.total:,}", f"embedding {parameters.embedding:,}, {output}"),
-        _row("vocabulary", f"{plan.vocab_size:,}", f"padded to {plan.padded_vocab_size:,} rows"),
+        _row("vocabulary", f"{plan.vocabulary.used:,}", f"padded to {plan.vocabulary.padded:,} rows"),
     ]
 
 
@@ -231,7 +235,7 @@ def _data_lines(plan: Plan) -> list[str]:
         _row(
             "padding",
             f"{100 * plan.padding_share:.1f} %",
-            "of the positions; micro-batches are as wide as their longest sequence",
+            "a micro-batch is as wide as its longest sequence",
         ),
     ]
 
@@ -239,20 +243,24 @@ def _data_lines(plan: Plan) -> list[str]:
 def _memory_lines(plan: Plan) -> list[str]:
     trainer, memory = plan.trainer, plan.memory
     dtype = "bfloat16" if trainer.bf16 else "float32"
-    moments = "moments and float32 weights" if trainer.bf16 else "moments"
-    shared = f", shared by {plan.layout.data_parallel_size} ranks" if trainer.use_distributed_optimizer else ""
+    state = "Adam's moments, float32 weights" if trainer.bf16 else "Adam's moments"
+    shared = f"; shared by {plan.layout.data_parallel_size} ranks" if trainer.use_distributed_optimizer else ""
     size = f"{trainer.micro_batch_size} x {plan.widest:,} positions"
-    recomputed = f"{plan.activations_recomputed / _GIB:,.2f} with full recomputation"
-    kept = f"{plan.activations_kept / _GIB:,.2f} without recomputation"
+    recomputed = f"{_gib(plan.activations_recomputed)} with full recomputation"
+    kept = f"{_gib(plan.activations_kept)} without recomputation"
     rows: Sequence[tuple[str, int, str]] = (
         ("weights", memory.weights, dtype),
         ("gradients", memory.gradients, "float32"),
-        ("optimizer", memory.optimizer, f"Adam's {moments}, float32{shared}"),
+        ("optimizer", memory.optimizer, f"{state}{shared}"),
         ("activations", memory.activations, f"{size}; {kept if trainer.recompute_granularity else recomputed}"),
-        ("logits", memory.logits, f"{size} x {plan.padded_vocab_size:,}"),
-        ("together", memory.total, "at the widest micro-batch; leave a tenth for what is not estimated"),
+        (
+            "logits",
+            memory.logits,
+            f"{trainer.micro_batch_size} x {plan.most_targets:,} targets x {plan.vocabulary.padded:,}",
+        ),
+        ("together", memory.total, "leave a tenth for what is not estimated"),
     )
     return [
         "memory of a rank, GiB",
-        *(_row(name, f"{num_bytes / _GIB:,.2f}", remark) for name, num_bytes, remark in rows),
+        *(_row(name, _gib(num_bytes), remark) for name, num_bytes, remark in rows),
     ]
