@@ -6,6 +6,7 @@ from typing import Any
 
 from primus.chat.messages import Conversation, Message
 from primus.chat.parse import parse_message, single_turn
+from primus.errors import ConversationError
 from primus.sft.formatters.rendered import RenderedConversation, TextBuilder
 
 IM_START = "<|im_start|>"
@@ -59,6 +60,8 @@ class OpenAIMessagesFormatter:
             m if isinstance(m, Message) else parse_message(m, place=f"messages: turn {turn}")
             for turn, m in enumerate(messages)
         )
+        if not parsed:
+            raise ConversationError("messages: there are no messages; give at least one", reason="empty")
         rendered = _render(parsed, tools=())
         return rendered.text, [(span.start, span.end) for span in rendered.spans if span.kind == "content"]
 
