@@ -4,6 +4,7 @@
 import hashlib
 from collections.abc import Sequence
 
+import numpy as np
 import sentencepiece
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2 as proto
@@ -74,7 +75,7 @@ class SentencePieceTokenizer(SFTTokenizer):
         ids_T, offsets_T2 = _run(twin, shield.respell(text, controls, spelling))
         if controls and controls[0].start == 0:
             # The library puts its dummy prefix in front of a control token, where no tokenizer of a chat model has one.
-            [first] = self._locate(ids_T, offsets_T2, controls[:1])
+            first = int(np.argmax(ids_T == controls[0].id))
             ids_T, offsets_T2 = ids_T[first:], offsets_T2[first:]
         return ids_T, offsets_T2
 
