@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every tokenizer gives here: ids with the characters they stand for, and control tokens only where asked.
 
-T: tokens of a text. Offsets are characters `[start, end)` of the text, shape [T, 2].
+T: tokens of a text. K: control tokens in it. Offsets are characters `[start, end)` of the text, shape [T, 2].
 """
 
 import re
@@ -138,9 +138,9 @@ class SFTTokenizer(ABC):
             if (token_id := self.control_tokens.get(text[start:end])) is not None
         ]
         ids_T, offsets_T2 = self._encode(text, controls)
-        control_T = self._locate(ids_T, offsets_T2, controls)
-        cuts = _swallowed(offsets_T2, control_T, controls, spans)
-        for t, control in zip(control_T, controls, strict=True):
+        control_K = self._locate(ids_T, offsets_T2, controls)
+        cuts = _swallowed(offsets_T2, control_K, controls, spans)
+        for t, control in zip(control_K, controls, strict=True):
             offsets_T2[t] = control.start, control.end
         offsets_T2 = _monotone(offsets_T2)
         edges = np.unique(np.array(spans, dtype=np.int64).reshape(-1))
@@ -148,36 +148,34 @@ class SFTTokenizer(ABC):
         whole_T, whole_offsets_T2 = ids_T, offsets_T2
         while True:
             if len(cuts):
-                ids_T, offsets_T2 = self._cut(text, whole_T, whole_offsets_T2, control_T, controls, cuts)
+                ids_T, offsets_T2 = self._cut(text, whole_T, whole_offsets_T2, control_K, controls, cuts)
             crossed = np.setdiff1d(_crossed(offsets_T2, edges), cuts)
             if not len(crossed):
                 return Encoding(ids_T, offsets_T2, num_splits=len(cuts))
             cuts = np.union1d(cuts, crossed)
 
-    def _locate(self, ids_T: IntArray, offsets_T2: IntArray, controls: Sequence[Control]) -> list[int]:
+    def _locate(self, ids_T: IntArray, offsets_T2: IntArray, controls: Sequence[Control]) -> IntArray:
         """The index of each control token among the tokens; they must be there, in order, at their places."""
-        found: list[int] = []
-        starts_T = offsets_T2[:, 0]
-        for control in controls:
-            t = int(np.searchsorted(starts_T, control.start)) if not found else found[-1] + 1
-            while t < len(ids_T) and not (
-                ids_T[t] == control.id and starts_T[t] <= control.start and offsets_T2[t, 1] >= control.end
-            ):
-                t += 1
-            if t == len(ids_T):
-                raise TokenizerError(
-                    f"{self.name}: the marker at character {control.start} is not the control token {control.id} in its"
-                    " encoding; the tokenizer changes its own control tokens, so use another one"
-                )
-            found.append(t)
-        return found
+        wanted_K = np.array([(c.start, c.end, c.id) for c in controls], dtype=np.int64).reshape(-1, 3)
+        found_K = np.flatnonzero(np.isin(ids_T, wanted_K[:, 2]))
+        at_place = len(found_K) == len(wanted_K) and bool(
+            np.all(ids_T[found_K] == wanted_K[:, 2])
+            and np.all(offsets_T2[found_K, 0] <= wanted_K[:, 0])
+            and np.all(offsets_T2[found_K, 1] >= wanted_K[:, 1])
+        )
+        if not at_place:
+            raise TokenizerError(
+                f"{self.name}: {len(wanted_K)} markers are control tokens, but its encoding has {len(found_K)} of them,"
+                " or has them elsewhere; the tokenizer changes its own control tokens, so use another one"
+            )
+        return found_K
 
     def _cut(
         self,
         text: str,
         ids_T: IntArray,
         offsets_T2: IntArray,
-        control_T: Sequence[int],
+        control_K: IntArray,
         controls: Sequence[Control],
         cuts: IntArray,
     ) -> tuple[IntArray, IntArray]:
@@ -187,8 +185,8 @@ class SFTTokenizer(ABC):
         # Stretch i lies before control i; its tokens are [first, last).
         begins = [0, *(control.end for control in controls)]
         ends = [*(control.start for control in controls), len(text)]
-        firsts = [0, *(t + 1 for t in control_T)]
-        lasts = [*control_T, len(ids_T)]
+        firsts = [0, *(t + 1 for t in control_K.tolist())]
+        lasts = [*control_K.tolist(), len(ids_T)]
         done = 0
         for i in np.unique(np.searchsorted(np.array(ends), cuts)):
             begin, end = begins[i], ends[i]
@@ -240,11 +238,11 @@ def _crossed(offsets_T2: IntArray, edges: IntArray) -> IntArray:
 
 
 def _swallowed(
-    offsets_T2: IntArray, control_T: Sequence[int], controls: Sequence[Control], spans: Sequence[tuple[int, int]]
+    offsets_T2: IntArray, control_K: IntArray, controls: Sequence[Control], spans: Sequence[tuple[int, int]]
 ) -> IntArray:
     """Cuts that give back the whitespace of a span which a control token took in (its `lstrip` or `rstrip`)."""
     cuts = []
-    for t, control in zip(control_T, controls, strict=True):
+    for t, control in zip(control_K, controls, strict=True):
         start, end = int(offsets_T2[t, 0]), int(offsets_T2[t, 1])
         for a, b, cut in ((start, control.start, control.start), (control.end, end, control.end)):
             if a < b and any(a < span_end and span_start < b for span_start, span_end in spans):
