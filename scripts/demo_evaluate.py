@@ -25,21 +25,22 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model answered to a conversation that ends with the expected answer."""
+    """What the model answered to what it was asked."""
 
-    conversation: Sequence[Message]
+    asked: Sequence[Message]
+    expected: str
     text: str
     stopped: bool
 
     @property
     def exact(self) -> bool:
         """The expected text, ended by the model itself."""
-        return self.stopped and self.text == self.conversation[-1]["content"]
+        return self.stopped and self.text == self.expected
 
     def lines(self) -> list[str]:
-        """The conversation for people, with the model's own last answer."""
-        lines = [f"  {message['role']:>9}: {message['content']}" for message in self.conversation[:-1]]
-        expected = "" if self.exact else f"   (expected: {self.conversation[-1]['content']})"
+        """The conversation for people; `...` is an answer without an end."""
+        lines = [f"  {message['role']:>9}: {message['content']}" for message in self.asked]
+        expected = "" if self.exact else f"   (expected: {self.expected})"
         return [*lines, f"  {'model':>9}: {self.text}{'' if self.stopped else ' ...'}{expected}"]
 
 
@@ -69,20 +70,17 @@ def answer(
     answers = []
     for start in range(0, len(conversations), BATCH_SIZE):
         batch = conversations[start : start + BATCH_SIZE]
+        asked = [messages[:-1] if with_history else messages[-2:-1] for messages in batch]
         inputs = tokenizer.apply_chat_template(
-            [messages[:-1] if with_history else messages[-2:-1] for messages in batch],
-            add_generation_prompt=True,
-            padding=True,
-            return_tensors="pt",
-            return_dict=True,
+            asked, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
         )
         output_BS = model.generate(
             **inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, pad_token_id=tokenizer.pad_token_id
         )
         prompt_length = inputs["input_ids"].shape[1]
-        for messages, new_tokens in zip(batch, output_BS[:, prompt_length:].tolist(), strict=True):
+        for conversation, turns, new_tokens in zip(batch, asked, output_BS[:, prompt_length:].tolist(), strict=True):
             tokens, stopped = until_end(new_tokens, eos_ids=eos_ids)
-            answers.append(Answer(messages, tokenizer.decode(tokens), stopped))
+            answers.append(Answer(turns, conversation[-1]["content"], tokenizer.decode(tokens), stopped))
     return answers
 
 
@@ -105,14 +103,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not path.exists():
             print(f"{path}: does not exist; give a trained model's folder and a file of conversations", file=sys.stderr)
             return 2
+    conversations = read_conversations(options.heldout)
+    if not conversations:
+        print(f"{options.heldout}: holds no conversation; give a file with one in each line", file=sys.stderr)
+        return 2
     disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(options.model, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(options.model).eval()
     with_history = not options.without_history
     with torch.inference_mode():
-        answers = answer(
-            read_conversations(options.heldout), model=model, tokenizer=tokenizer, with_history=with_history
-        )
+        answers = answer(conversations, model=model, tokenizer=tokenizer, with_history=with_history)
     for shown in answers[: options.show]:
         print("\n".join(shown.lines()), end="\n\n")
     num_exact = sum(answer.exact for answer in answers)

@@ -282,6 +282,13 @@ def single_turn_rows(train: Sequence[Conversation]) -> Iterator[dict[str, str]]:
             yield {"instruction": asked.user, "input": facts, "output": asked.assistant}
 
 
+def cut_history(train: Iterable[Conversation]) -> Iterator[Conversation]:
+    """Every exchange as a conversation of its own: the same words, and no turn to look anything up in."""
+    for conversation in train:
+        for exchange in conversation.exchanges:
+            yield conversation._replace(exchanges=[exchange])
+
+
 def render(messages: Iterable[Mapping[str, str]]) -> str:
     """The text of a conversation, as CHAT_TEMPLATE writes it."""
     return "".join(f"{START}{message['role']}\n{message['content']}{END}\n" for message in messages)
@@ -328,21 +335,21 @@ def write(path: Path, content: str | bytes) -> None:
     unfinished.replace(path)
 
 
+def message_lines(conversations: Iterable[Conversation]) -> str:
+    """The conversations as JSONL in the OpenAI messages format."""
+    return json_lines({"messages": conversation.messages} for conversation in conversations)
+
+
 def write_demo_data(folder: Path) -> None:
     """Write every file of the demo into `folder`."""
-    splits = dict(zip(("train", "validation", "heldout"), split_conversations(), strict=True))
-    rows = {
-        name: json_lines({"messages": conversation.messages} for conversation in split)
-        for name, split in splits.items()
-    }
+    train, validation, heldout = split_conversations()
     # No time and no name in the header, so that the bytes are the same on every run.
-    write(folder / "demo-train.jsonl.gz", gzip.compress(rows["train"].encode(), mtime=0))
-    write(folder / "demo-validation.jsonl", rows["validation"])
-    write(folder / "demo-heldout.jsonl", rows["heldout"])
-    single_turn = itertools.islice(single_turn_rows(splits["train"]), NUM_SINGLE_TURN)
-    write(folder / "demo-alpaca.jsonl", json_lines(single_turn))
+    write(folder / "demo-train.jsonl.gz", gzip.compress(message_lines(train).encode(), mtime=0))
+    write(folder / "demo-validation.jsonl", message_lines(validation))
+    write(folder / "demo-heldout.jsonl", message_lines(heldout))
+    write(folder / "demo-alpaca.jsonl", json_lines(itertools.islice(single_turn_rows(train), NUM_SINGLE_TURN)))
 
-    tokenizer = train_tokenizer(render(conversation.messages) for conversation in splits["train"])
+    tokenizer = train_tokenizer(render(conversation.messages) for conversation in train)
     config = json.dumps(TOKENIZER_CONFIG, indent=2, ensure_ascii=False)
     write(folder / "demo-tokenizer" / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
     write(folder / "demo-tokenizer" / "tokenizer_config.json", config + "\n")
@@ -352,7 +359,14 @@ def main() -> None:
     """Make the files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=DATA_FOLDER, help="folder to write to (default: %(default)s)")
-    write_demo_data(parser.parse_args().output)
+    parser.add_argument(
+        "--without-history", type=Path, metavar="FILE", help="write only the training conversations, cut into exchanges"
+    )
+    options = parser.parse_args()
+    if options.without_history:
+        write(options.without_history, message_lines(cut_history(split_conversations()[0])))
+    else:
+        write_demo_data(options.output)
 
 
 if __name__ == "__main__":

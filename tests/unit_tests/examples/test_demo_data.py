@@ -176,6 +176,18 @@ def test_no_heldout_answer_can_be_had_from_the_last_question(train: list[Message
     assert best / len(heldout) < 0.1
 
 
+def test_the_conversations_can_be_cut_into_their_exchanges(train: list[Messages], tmp_path: Path) -> None:
+    path = tmp_path / "without-history.jsonl"
+    subprocess.run(
+        [sys.executable, ROOT / "scripts" / "make_demo_data.py", "--without-history", path, "--output", tmp_path],
+        check=True,
+    )
+    cut = [json.loads(line)["messages"] for line in read_text(path).splitlines()]
+    assert list(itertools.chain(*cut)) == list(itertools.chain(*train))
+    assert {len(messages) for messages in cut} == {2}
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_the_single_turn_rows_are_whole_and_answer_from_what_the_row_says() -> None:
     rows = [json.loads(line) for line in read_text(DATA / "demo-alpaca.jsonl").splitlines()]
     assert len(rows) == make_demo_data.NUM_SINGLE_TURN
@@ -212,10 +224,14 @@ def test_a_conversation_is_short(tokenizer: PreTrainedTokenizerBase, train: list
 
 
 def test_an_answer_counts_when_it_is_exact_and_ended_by_the_model() -> None:
-    conversation = [{"role": "user", "content": "Who am I?"}, {"role": "assistant", "content": "You are Ada."}]
-    assert demo_evaluate.Answer(conversation, "You are Ada.", stopped=True).exact
-    assert not demo_evaluate.Answer(conversation, "You are Ada.", stopped=False).exact
-    assert not demo_evaluate.Answer(conversation, "You are Ben.", stopped=True).exact
+    asked = [{"role": "user", "content": "Who am I?"}]
+    assert demo_evaluate.Answer(asked, "You are Ada.", "You are Ada.", stopped=True).exact
+    assert not demo_evaluate.Answer(asked, "You are Ada.", "You are Ada.", stopped=False).exact
+    assert not demo_evaluate.Answer(asked, "You are Ada.", "You are Ben.", stopped=True).exact
+    assert demo_evaluate.Answer(asked, "You are Ada.", "You are", stopped=False).lines() == [
+        "       user: Who am I?",
+        "      model: You are ...   (expected: You are Ada.)",
+    ]
 
 
 def test_an_answer_ends_before_the_first_end_token() -> None:
@@ -303,3 +319,11 @@ def test_a_share_above_the_maximum_fails(
 def test_a_missing_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert demo_evaluate.main([str(tmp_path / "nothing"), str(DATA / "demo-heldout.jsonl")]) == 2
     assert re.fullmatch(r".*nothing: does not exist; .*\n", capsys.readouterr().err)
+
+
+def test_an_empty_file_is_one_line(
+    model_and_questions: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    assert demo_evaluate.main([str(model_and_questions[0]), str(tmp_path / "empty.jsonl")]) == 2
+    assert re.fullmatch(r".*empty.jsonl: holds no conversation; .*\n", capsys.readouterr().err)
