@@ -12,7 +12,6 @@ import importlib.util
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import (
@@ -32,11 +31,11 @@ from torch.nn.functional import scaled_dot_product_attention
 class RMSNorm(torch.nn.RMSNorm):
     """Root-mean-square normalisation (Zhang and Sennrich, 2019, arXiv:1910.07467).
 
-    Its weight carries the flag by which Megatron sums its gradient over the tensor-parallel ranks when each of them sees
-    a part of the sequence.
+    Its weight carries the flag by which Megatron sums its gradient over the tensor-parallel ranks when each of them
+    sees a part of the sequence.
     """
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
@@ -50,20 +49,17 @@ class FusedDotProductAttention(MegatronModule):  # type: ignore[misc]
     def __init__(
         self,
         config: TransformerConfig,
-        layer_number: int,
         attn_mask_type: AttnMaskType,
         attention_type: str,
-        attention_dropout: float | None = None,
         softmax_scale: float | None = None,
-        cp_comm_type: str | None = None,
-        pg_collection: Any = None,
+        **_: object,
     ) -> None:
         super().__init__(config=config)
         if attn_mask_type is not AttnMaskType.causal or attention_type != "self":
             raise ValueError(f"attention is causal self-attention, not {attn_mask_type} {attention_type}")
         if config.context_parallel_size > 1:
             raise ValueError(f"context_parallel_size is {config.context_parallel_size}, not 1")
-        self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        self.dropout = config.attention_dropout
         self.softmax_scale = 1 / math.sqrt(config.kv_channels) if softmax_scale is None else softmax_scale
 
     def forward(
@@ -72,9 +68,10 @@ class FusedDotProductAttention(MegatronModule):  # type: ignore[misc]
         key: Tensor,
         value: Tensor,
         attention_mask: Tensor | None,
-        attn_mask_type: AttnMaskType | None = None,
+        *,
         attention_bias: Tensor | None = None,
-        packed_seq_params: Any = None,
+        packed_seq_params: object = None,
+        **_: object,
     ) -> Tensor:
         """Attend to the positions before each position and to itself.
 
@@ -84,7 +81,6 @@ class FusedDotProductAttention(MegatronModule):  # type: ignore[misc]
             value: Shape [S, B, G, D].
             attention_mask: None for causal attention. Else shape [B or 1, 1, S, S], True where a position may **not**
                 be attended to, as Megatron has it; it must then exclude the positions that follow as well.
-            attn_mask_type: Always causal.
             attention_bias: Must be None.
             packed_seq_params: Must be None.
 
@@ -150,7 +146,7 @@ def build_layer_modules(config: TransformerConfig, *, device: torch.device) -> L
     elif importlib.util.find_spec("transformer_engine") is None:
         why = "transformer_engine is not installed"
     else:
-        from megatron.core.extensions.transformer_engine import TENorm
+        from megatron.core.extensions.transformer_engine import TENorm  # noqa: PLC0415 - an optional package
 
         layer, norm = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm), TENorm
         reason = "attention and layers of Transformer Engine"

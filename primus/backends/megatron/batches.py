@@ -57,7 +57,7 @@ class MicroBatch:
 
 def rank_micro_batches(
     batch_G: IntArray, *, micro_batch_size: int, data_parallel_rank: int, data_parallel_size: int
-) -> Sequence[IntArray]:
+) -> list[IntArray]:
     """Take one rank's micro-batches out of a global batch.
 
     All ranks together take every sequence once. The micro-batches are the same for any number of ranks; only who

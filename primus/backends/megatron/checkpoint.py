@@ -8,6 +8,7 @@ saved, and hyper-parameters are always those of the configuration.
 
 import logging
 import pickle
+import queue
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -31,6 +33,7 @@ from primus.backends.megatron.checkpoint_folder import (
     read_run,
 )
 from primus.backends.megatron.distributed import on_first_rank
+from primus.backends.megatron.replacement import replaced
 from primus.errors import CheckpointError
 
 logger = logging.getLogger("primus")
@@ -65,13 +68,25 @@ def save_checkpoint(save: Path, *, model: DistributedDataParallel, optimizer: Me
     """
     try:
         partial = on_first_rank(lambda: begin_folder(save, run.iteration))
-        dist_checkpointing.save(_sharded_state(model, optimizer, is_loading=False), str(partial))
+        with _writers_in_this_process():
+            dist_checkpointing.save(_sharded_state(model, optimizer, is_loading=False), str(partial))
         return on_first_rank(lambda: finish_folder(partial, save=save, run=run))
     except (OSError, CheckpointingException, CheckpointException) as exc:
         raise CheckpointError(
             f"{save}: the checkpoint of step {run.iteration} cannot be written ({_reason(exc)}); "
             f"check the free space and the permissions"
         ) from exc
+
+
+@contextmanager
+def _writers_in_this_process() -> Iterator[None]:
+    """Collect the writers' results in a queue of this process.
+
+    Megatron's own queue is a server process, which takes seconds to start and imports the main program again. A save
+    that waits for its writers has no use for it.
+    """
+    with replaced(filesystem_async, "_results_queue", queue.Queue()):
+        yield
 
 
 def load_checkpoint(
@@ -155,10 +170,8 @@ def _reason(exc: BaseException) -> str:
 @contextmanager
 def _hyperparameters_kept(optimizer: MegatronOptimizer) -> Iterator[None]:
     """Put learning rates, betas and the like back to what they are now, after a checkpoint has brought its own."""
-    kept = [
-        {key: value for key, value in group.items() if key not in ("params", "step")}
-        for group in optimizer.param_groups
-    ]
+    state = ("params", "step")
+    kept = [{key: group[key] for key in group if key not in state} for group in optimizer.param_groups]
     yield
     for group, values in zip(optimizer.param_groups, kept, strict=True):
         group.update(values)

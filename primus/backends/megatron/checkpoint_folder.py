@@ -69,7 +69,14 @@ class RunFacts:
 
 
 def iteration_folder(save: Path, iteration: int) -> Path:
-    """The folder of the checkpoint of a step.
+    """Name the folder of the checkpoint of a step.
+
+    Args:
+        save: Folder of the checkpoints.
+        iteration: Number of the step.
+
+    Returns:
+        The folder.
 
     Examples:
         >>> iteration_folder(Path("checkpoints"), 200).as_posix()
@@ -79,7 +86,13 @@ def iteration_folder(save: Path, iteration: int) -> Path:
 
 
 def find_checkpoint(load: Path) -> Path:
-    """The folder of one checkpoint: the argument itself, or the newest one in it.
+    """Find the folder of one checkpoint: the argument itself, or the newest one in it.
+
+    Args:
+        load: An `iter_*` folder, or the folder it is in.
+
+    Returns:
+        An `iter_*` folder.
 
     Raises:
         CheckpointError: If it is neither.
@@ -103,10 +116,13 @@ def find_checkpoint(load: Path) -> Path:
 
 
 def read_run(folder: Path) -> RunFacts:
-    """What a checkpoint says about itself.
+    """Read what a checkpoint says about itself.
 
     Args:
         folder: An `iter_*` folder.
+
+    Returns:
+        The facts.
 
     Raises:
         CheckpointError: If `run.json` is of another version, incomplete or no JSON.
@@ -138,9 +154,8 @@ def check_weights_fit(saved: RunFacts, *, run: RunFacts, folder: Path) -> None:
         CheckpointError: If a model key that weights depend on, or the size of the embedding, differs. It lists each.
     """
     wanted, found = run.model.model_dump(), saved.model.model_dump()
-    differing = {
-        key: (found[key], wanted[key]) for key in wanted.keys() - _SHAPE_FREE_KEYS if found[key] != wanted[key]
-    }
+    keys = wanted.keys() - _SHAPE_FREE_KEYS
+    differing = {key: (found[key], wanted[key]) for key in keys if found[key] != wanted[key]}
     # The embedding is compared by its rows, which come from the tokenizer if vocab_size is not set.
     differing.pop("vocab_size", None)
     differing.pop("make_vocab_size_divisible_by", None)
@@ -197,6 +212,14 @@ def finish_folder(partial: Path, *, save: Path, run: RunFacts) -> Path:
 
     Each of the three happens at once or not at all, and the file that names the newest checkpoint comes last, so that
     it never names one that is incomplete.
+
+    Args:
+        partial: What `begin_folder` made, with everything else in it.
+        save: Folder of the checkpoints.
+        run: What the weights belong to.
+
+    Returns:
+        The folder under its name.
     """
     _write_durably(partial / RUN_FILE, run.to_json())
     folder = iteration_folder(save, run.iteration)

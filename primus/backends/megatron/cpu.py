@@ -3,19 +3,22 @@
 
 megatron-core has no CPU device: it writes `device="cuda"`, asks for `torch.cuda.current_device()`, compares
 `tensor.type()` with `torch.cuda.FloatTensor` and keeps CUDA random states for recomputation. Where no accelerator is
-used, `megatron_on_cpu` gives these words a meaning for as long as it is open, and puts everything back afterwards. On an
-accelerator it is not entered and nothing is changed.
+used, `megatron_on_cpu` gives these words a meaning for the length of a block. On an accelerator it is not entered, and
+nothing is changed.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from megatron.core.tensor_parallel import random as megatron_random
 from torch.overrides import TorchFunctionMode
 
+from primus.backends.megatron.replacement import replaced
+
 _CPU = torch.device("cpu")
+_DEFAULT_STREAM = megatron_random._MODEL_PARALLEL_RNG_TRACKER_NAME  # noqa: SLF001 - it has no public name
 
 
 def _names_cuda(device: object) -> bool:
@@ -25,11 +28,7 @@ def _names_cuda(device: object) -> bool:
 
 
 class CudaMeansCpu(TorchFunctionMode):
-    """While it is entered, torch functions that are told to use CUDA use the CPU.
-
-    It costs about a microsecond for every torch call made from Python, so it is entered around Megatron's own calls and
-    not around the model's forward pass, which needs none of it.
-    """
+    """While it is entered, torch functions that are told to use CUDA use the CPU."""
 
     def __torch_function__(
         self,
@@ -52,16 +51,6 @@ class CudaMeansCpu(TorchFunctionMode):
         return result
 
 
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    original = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
-
-
 class CpuRNGStatesTracker(megatron_random.CudaRNGStatesTracker):  # type: ignore[misc]
     """Megatron's named random states, kept for the CPU's generator.
 
@@ -74,7 +63,7 @@ class CpuRNGStatesTracker(megatron_random.CudaRNGStatesTracker):  # type: ignore
         self.states_[name] = torch.Generator().manual_seed(seed).get_state()
 
     @contextmanager
-    def fork(self, name: str = megatron_random._MODEL_PARALLEL_RNG_TRACKER_NAME) -> Iterator[None]:
+    def fork(self, name: str = _DEFAULT_STREAM) -> Iterator[None]:
         """Draw from the stream `name` inside the block, and from the default one again after it."""
         default_state = torch.get_rng_state()
         torch.set_rng_state(self.states_[name])
@@ -85,20 +74,44 @@ class CpuRNGStatesTracker(megatron_random.CudaRNGStatesTracker):  # type: ignore
             torch.set_rng_state(default_state)
 
 
+def untranslated() -> AbstractContextManager[None]:
+    """Let torch functions skip `CudaMeansCpu` inside the block.
+
+    The translation costs two microseconds for every torch call made from Python. The forward pass makes hundreds of
+    calls and names no device, so it goes without.
+    """
+    return torch._C.DisableTorchFunction()  # type: ignore[no-any-return]  # noqa: SLF001 - the documented way
+
+
 @contextmanager
 def megatron_on_cpu() -> Iterator[None]:
     """Let megatron-core build, train, save and load on the CPU inside the block."""
-    tracker = CpuRNGStatesTracker()
     replacements = (
-        (torch.cuda, "current_device", lambda: _CPU),
-        (torch.cuda, "synchronize", lambda device=None: None),
-        (megatron_random, "_CUDA_RNG_STATE_TRACKER", tracker),
+        (torch.cuda, "current_device", _current_device),
+        (torch.cuda, "synchronize", _synchronize),
+        (megatron_random, "_CUDA_RNG_STATE_TRACKER", CpuRNGStatesTracker()),
         (megatron_random, "_CUDA_RNG_STATE_TRACKER_INITIALIZED", True),
-        (megatron_random, "_get_cuda_rng_state", lambda *args, **options: torch.get_rng_state()),
-        (megatron_random, "_set_cuda_rng_state", lambda state, *args, **options: torch.set_rng_state(state)),
+        (megatron_random, "_get_cuda_rng_state", _get_rng_state),
+        (megatron_random, "_set_cuda_rng_state", _set_rng_state),
     )
     with ExitStack() as stack:
         for owner, name, value in replacements:
-            stack.enter_context(_replaced(owner, name, value))
+            stack.enter_context(replaced(owner, name, value))
         stack.enter_context(CudaMeansCpu())
         yield
+
+
+def _current_device() -> torch.device:
+    return _CPU
+
+
+def _synchronize(device: object = None) -> None:
+    del device
+
+
+def _get_rng_state(*_: object, **__: object) -> torch.Tensor:
+    return torch.get_rng_state()
+
+
+def _set_rng_state(state: torch.Tensor, *_: object, **__: object) -> None:
+    torch.set_rng_state(state)

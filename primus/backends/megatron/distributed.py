@@ -6,6 +6,8 @@ A process learns its rank from the environment that torchrun sets. Without one i
 
 import logging
 import os
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
 from primus.backends.megatron.cpu import megatron_on_cpu
+from primus.backends.megatron.replacement import replaced
 from primus.config.schema import TrainerConfig
 from primus.errors import LayoutError
 from primus.sft.order import random_keys
@@ -42,6 +45,9 @@ class Process:
 
 def this_process() -> Process:
     """Find out which process of the run this is.
+
+    Returns:
+        The process.
 
     Raises:
         LayoutError: If torchrun's variables are incomplete or no numbers, or if this machine has fewer GPUs than
@@ -75,6 +81,9 @@ def joined_processes(process: Process, trainer: TrainerConfig) -> Iterator[None]
         trainer: The trainer module of the run; the world size is a multiple of one model's ranks.
     """
     with ExitStack() as stack:
+        stack.enter_context(_warnings_to_megatron_hidden())
+        # PyTorch replaces it when the processes connect, and leaves it there.
+        stack.enter_context(replaced(sys, "excepthook", sys.excepthook))
         if process.device.type == "cpu":
             stack.enter_context(megatron_on_cpu())
         else:
@@ -92,11 +101,25 @@ def joined_processes(process: Process, trainer: TrainerConfig) -> Iterator[None]
         yield
 
 
+@contextmanager
+def _warnings_to_megatron_hidden() -> Iterator[None]:
+    """Hide what Megatron says of itself, and what PyTorch and Python say to Megatron: a user can change none of it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"megatron\.core")
+        # Names of PyTorch that are to go.
+        warnings.filterwarnings("ignore", message=".*deprecat", category=FutureWarning)
+        # In float32 the distributed optimizer's shards are views of the parameters, and it sets their gradients itself.
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+        # Checkpoints are written by forked processes that take no lock of another thread.
+        warnings.filterwarnings("ignore", message=".*use of fork", category=DeprecationWarning)
+        yield
+
+
 def _connect(process: Process, *, timeout: timedelta) -> None:
     backend = "gloo" if process.device.type == "cpu" else "nccl"
     if process.world_size == 1:
         # No address to agree on, so that runs beside each other never meet.
-        store = torch.distributed.HashStore()
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
         torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
         return
     device_id = None if process.device.type == "cpu" else process.device

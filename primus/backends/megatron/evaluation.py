@@ -41,11 +41,18 @@ def evaluation_micro_batches(
 ) -> Sequence[IntArray]:
     """Divide the sequences into one rank's micro-batches; all ranks together have each sequence once.
 
-    Sequences of similar length come together, so that little is padding. The last micro-batch may be smaller, and a rank
-    may have one micro-batch less than another, or none.
+    Sequences of similar length come together, so that little is padding.
+
+    Args:
+        dataset: The validation split.
+        at_most: As for `evaluated_sequences`.
+        micro_batch_size: Sequences of one forward pass.
+        data_parallel_rank: This rank's number.
+        data_parallel_size: How many ranks there are.
 
     Returns:
-        Indices of the sequences of each micro-batch.
+        Indices of the sequences of each micro-batch. The last one may be smaller than the others, and a rank may have
+        one micro-batch less than another, or none.
     """
     chosen_E = evaluated_sequences(len(dataset), at_most=at_most)
     chosen_E = chosen_E[np.argsort(dataset.num_positions_N[chosen_E], kind="stable")]

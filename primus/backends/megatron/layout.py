@@ -67,7 +67,14 @@ def build_layout(trainer: TrainerConfig, *, world_size: int) -> Layout:
 
 
 def num_steps(trainer: TrainerConfig, *, num_sequences: int) -> int:
-    """Optimizer steps of the run: `train_iters`, or `sft_num_epochs` passes rounded up to whole steps.
+    """Count the optimizer steps of the run: `train_iters`, or `sft_num_epochs` passes rounded up to whole steps.
+
+    Args:
+        trainer: The trainer module of the run.
+        num_sequences: Sequences of the training data.
+
+    Returns:
+        The number of steps.
 
     Examples:
         >>> from primus.config.schema import TrainerConfig

@@ -10,6 +10,7 @@ Shapes: N targets of a micro-batch.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from primus.backends.megatron.batches import MicroBatch
+from primus.backends.megatron.cpu import untranslated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +45,14 @@ def forward_step(batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple
         The loss of each target, shape [N], and the function that sums them.
     """
     batch = next(batches)
-    losses_N = model(
-        batch.input_ids_BS,
-        batch.position_ids_BS,
-        None,
-        labels_N=batch.labels_N,
-        target_positions_N=batch.target_positions_N,
-    )
+    with untranslated() if batch.labels_N.device.type == "cpu" else nullcontext():
+        losses_N = model(
+            batch.input_ids_BS,
+            batch.position_ids_BS,
+            None,
+            labels_N=batch.labels_N,
+            target_positions_N=batch.target_positions_N,
+        )
     return losses_N, partial(sum_losses, batch.weights_N)
 
 

@@ -5,6 +5,7 @@ Shapes: S positions, B sequences, N targets of a micro-batch, H width of the res
 """
 
 import logging
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from primus.backends.megatron.attention import build_layer_modules
 from primus.backends.megatron.parameter_count import padded_vocab_size
@@ -38,6 +40,9 @@ def build_vocabulary(trainer: TrainerConfig, *, tokenizer: str, num_ids: int) ->
         trainer: The trainer module of the run.
         tokenizer: The tokenizer's name, for messages.
         num_ids: The tokenizer's largest id + 1.
+
+    Returns:
+        The rows.
 
     Raises:
         ConfigError: If `vocab_size` is set to less than the tokenizer needs.
@@ -85,7 +90,8 @@ class TargetsOnlyGPTModel(GPTModel):  # type: ignore[misc]
             Cross entropy in float32, shape [N], aligned with `labels_N`. Without `labels_N`, logits of shape [B, S, V].
         """
         if labels_N is None or target_positions_N is None:
-            return super().forward(input_ids, position_ids, attention_mask)
+            logits_BSV: Tensor = super().forward(input_ids, position_ids, attention_mask)
+            return logits_BSV
         decoder_input, rotary_pos_emb, *_ = self._preprocess(input_ids=input_ids, position_ids=position_ids)
         hidden_SBH = self.decoder(
             hidden_states=decoder_input, attention_mask=attention_mask, rotary_pos_emb=rotary_pos_emb
@@ -93,7 +99,11 @@ class TargetsOnlyGPTModel(GPTModel):  # type: ignore[misc]
         hidden_N1H = hidden_SBH.flatten(0, 1).index_select(0, target_positions_N).unsqueeze(1)
         tied = self.share_embeddings_and_output_weights
         logits_N1V, _ = self.output_layer(hidden_N1H, weight=self.shared_embedding_or_output_weight() if tied else None)
-        return self.compute_language_model_loss(labels_N.unsqueeze(0), logits_N1V).squeeze(0)
+        if self.config.tensor_model_parallel_size == 1:
+            # Megatron's loss asks the other ranks for their part of the vocabulary, also where there is none.
+            return cross_entropy(logits_N1V.squeeze(1).float(), labels_N, reduction="none")
+        losses_1N: Tensor = self.compute_language_model_loss(labels_N.unsqueeze(0), logits_N1V)
+        return losses_1N.squeeze(0)
 
 
 def build_transformer_config(trainer: TrainerConfig, *, device: torch.device) -> TransformerConfig:
@@ -111,39 +121,42 @@ def build_transformer_config(trainer: TrainerConfig, *, device: torch.device) ->
     if trainer.recompute_granularity == "full":
         recompute_method = recompute_method or "uniform"
         recompute_num_layers = recompute_num_layers or 1
-    return TransformerConfig(
-        num_layers=trainer.num_layers,
-        hidden_size=trainer.hidden_size,
-        ffn_hidden_size=trainer.ffn_hidden_size,
-        num_attention_heads=trainer.num_attention_heads,
-        num_query_groups=trainer.num_query_groups,
-        kv_channels=trainer.kv_channels,
-        normalization=trainer.normalization,
-        layernorm_epsilon=trainer.norm_epsilon,
-        qk_layernorm=trainer.qk_layernorm,
-        add_bias_linear=trainer.add_bias_linear,
-        add_qkv_bias=trainer.add_qkv_bias,
-        gated_linear_unit=trainer.swiglu,
-        activation_func=torch.nn.functional.silu if trainer.swiglu else torch.nn.functional.gelu,
-        init_method_std=trainer.init_method_std,
-        attention_dropout=trainer.attention_dropout,
-        hidden_dropout=trainer.hidden_dropout,
-        bf16=trainer.bf16,
-        params_dtype=dtype,
-        pipeline_dtype=dtype,
-        tensor_model_parallel_size=trainer.tensor_model_parallel_size,
-        pipeline_model_parallel_size=trainer.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=trainer.virtual_pipeline_model_parallel_size,
-        context_parallel_size=trainer.context_parallel_size,
-        sequence_parallel=trainer.sequence_parallel,
-        recompute_granularity=trainer.recompute_granularity,
-        recompute_method=recompute_method,
-        recompute_num_layers=recompute_num_layers,
-        calculate_per_token_loss=True,
-        use_cpu_initialization=device.type == "cpu",
-        batch_p2p_sync=device.type != "cpu",
-        cuda_graph_scope=[],
-    )
+    with warnings.catch_warnings():
+        # That selective recomputation is not worth it with fused attention, whether or not attention is fused.
+        warnings.filterwarnings("ignore", message="If you are using transformer_engine", category=UserWarning)
+        return TransformerConfig(
+            num_layers=trainer.num_layers,
+            hidden_size=trainer.hidden_size,
+            ffn_hidden_size=trainer.ffn_hidden_size,
+            num_attention_heads=trainer.num_attention_heads,
+            num_query_groups=trainer.num_query_groups,
+            kv_channels=trainer.kv_channels,
+            normalization=trainer.normalization,
+            layernorm_epsilon=trainer.norm_epsilon,
+            qk_layernorm=trainer.qk_layernorm,
+            add_bias_linear=trainer.add_bias_linear,
+            add_qkv_bias=trainer.add_qkv_bias,
+            gated_linear_unit=trainer.swiglu,
+            activation_func=torch.nn.functional.silu if trainer.swiglu else torch.nn.functional.gelu,
+            init_method_std=trainer.init_method_std,
+            attention_dropout=trainer.attention_dropout,
+            hidden_dropout=trainer.hidden_dropout,
+            bf16=trainer.bf16,
+            params_dtype=dtype,
+            pipeline_dtype=dtype,
+            tensor_model_parallel_size=trainer.tensor_model_parallel_size,
+            pipeline_model_parallel_size=trainer.pipeline_model_parallel_size,
+            virtual_pipeline_model_parallel_size=trainer.virtual_pipeline_model_parallel_size,
+            context_parallel_size=trainer.context_parallel_size,
+            sequence_parallel=trainer.sequence_parallel,
+            recompute_granularity=trainer.recompute_granularity,
+            recompute_method=recompute_method,
+            recompute_num_layers=recompute_num_layers,
+            calculate_per_token_loss=True,
+            use_cpu_initialization=device.type == "cpu",
+            batch_p2p_sync=device.type != "cpu",
+            cuda_graph_scope=[],
+        )
 
 
 def build_model(trainer: TrainerConfig, *, padded_vocab_size: int, device: torch.device) -> DistributedDataParallel:

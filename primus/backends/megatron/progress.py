@@ -26,7 +26,13 @@ class Reporter(Protocol):
 
 
 def describe(metrics: Metrics) -> str:
-    """One line for a training step or an evaluation.
+    """Put a training step or an evaluation into one line.
+
+    Args:
+        metrics: The step or the evaluation.
+
+    Returns:
+        The line.
 
     Examples:
         >>> describe(EvaluationMetrics(iteration=200, validation_loss=0.51234, consumed_samples=2400))

@@ -127,19 +127,19 @@ class TrainingStep:
             reports = run_forward_only(
                 self.model, self.dataset, own, pad_to_multiple_of=self.pad_to_multiple_of, device=self.device
             )
-        is_broken_G = np.zeros(len(batch_G))
+        broken_G = np.zeros(len(batch_G))
         for place, report in zip(places, reports, strict=True):
-            is_broken_G[place] = not math.isfinite(report.loss_sum.item())
-        is_broken_G = np.array(sum_over_data_parallel(*is_broken_G, device=self.device)) > 0
-        broken_G = batch_G[is_broken_G]
-        if len(broken_G) in (0, len(batch_G)):
+            broken_G[place] = not math.isfinite(report.loss_sum.item())
+        broken_G = np.array(sum_over_data_parallel(*broken_G, device=self.device))
+        to_blame = batch_G[broken_G > 0]
+        if len(to_blame) in (0, len(batch_G)):
             return (
                 f"step {iteration}: the loss is {loss}, with every sequence of the global batch; lower lr, or look at "
                 f"the step before; sequences: {self._name(batch_G)}"
             )
         return (
-            f"step {iteration}: the loss is {loss} because of {len(broken_G)} of the global batch's {len(batch_G)} "
-            f"sequences; look at {self._name(broken_G)}"
+            f"step {iteration}: the loss is {loss} because of {len(to_blame)} of the global batch's {len(batch_G)} "
+            f"sequences; look at {self._name(to_blame)}"
         )
 
     def _name(self, indices: IntArray) -> str:
