@@ -47,8 +47,7 @@ def launch_ranks(command: Sequence[str], *, num_ranks: int, launcher_variable: s
     os.environ[launcher_variable] = str(os.getpid())
     # Ranks that take all cores each are slower than one rank.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // num_ranks)))
-    # The agent narrates every failure in its own words.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    _silence_agent()
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -68,6 +67,13 @@ def launch_ranks(command: Sequence[str], *, num_ranks: int, launcher_variable: s
         name = "interrupted" if stop.sigval is signal.SIGINT else f"stopped by {stop.sigval.name}"
         return LaunchOutcome(exit_code=128 + stop.sigval, report=name)
     return LaunchOutcome(exit_code=0)
+
+
+def _silence_agent() -> None:
+    """Keep the agent from telling every failure in its own words; its modules' loggers have levels of their own."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _first_failure(failures: Mapping[int, ProcessFailure]) -> LaunchOutcome:

@@ -429,21 +429,39 @@ def test_a_bare_tokenizer_file_becomes_a_folder(tmp_path: Path, saved: Path) -> 
     assert ids == load_tokenizer(bare).encode(text, markers=[(0, 12), (19, 29)]).ids_T.tolist()
 
 
-def test_bos_stands_before_the_chat_where_it_was_trained(tmp_path: Path) -> None:
-    save = tmp_path / "checkpoints"
-    tokenizer = tmp_path / "tokenizer"
+@pytest.fixture(scope="module")
+def exported_with_other_special_tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of a run with BOS; its tokenizer has a template of its own, and an EOS that ends no turn."""
+    folder = tmp_path_factory.mktemp("bos")
+    tokenizer = folder / "tokenizer"
     tokenizer.mkdir()
     for path in DEMO_TOKENIZER.iterdir():
         (tokenizer / path.name).write_bytes(path.read_bytes())
     config = json.loads((tokenizer / "tokenizer_config.json").read_text())
-    (tokenizer / "tokenizer_config.json").write_text(
-        json.dumps({**config, "bos_token": "<|endoftext|>", "chat_template": "the pretrained model's own"})
-    )
-    write_checkpoint(save, trainer_of(), tokenizer=str(tokenizer), add_bos=True)
-    export_hf(save, output=tmp_path / "out")
-    exported = AutoTokenizer.from_pretrained(tmp_path / "out")
-    text = exported.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+    special = {
+        "bos_token": "<|endoftext|>",
+        "eos_token": "<|endoftext|>",
+        "chat_template": "the pretrained model's own",
+    }
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps({**config, **special}))
+    write_checkpoint(folder / "checkpoints", trainer_of(), tokenizer=str(tokenizer), add_bos=True)
+    export_hf(folder / "checkpoints", output=folder / "out")
+    return folder / "out"
+
+
+def test_bos_stands_before_the_chat_where_it_was_trained(exported_with_other_special_tokens: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(exported_with_other_special_tokens)
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
     assert text == "<|endoftext|><|im_start|>user\nHi<|im_end|>\n"
+
+
+def test_generation_ends_at_the_end_of_turn_and_at_another_eos(exported_with_other_special_tokens: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(exported_with_other_special_tokens)
+    end_of_turn, eos = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    generation = GenerationConfig.from_pretrained(exported_with_other_special_tokens)
+    assert generation.eos_token_id == [end_of_turn, eos]
+    assert generation.bos_token_id == eos
+    assert AutoConfig.from_pretrained(exported_with_other_special_tokens).eos_token_id == [end_of_turn, eos]
 
 
 def test_a_sentencepiece_file_is_refused_with_the_way_out(tmp_path: Path, saved: Path, shared_dir: Path) -> None:

@@ -102,15 +102,20 @@ def test_a_signal_is_passed_on_and_no_process_is_left(number: int, exit_code: in
     # Each rank has a child of its own, as data loaders are.
     code = "import subprocess, sys; subprocess.run(['sleep', '60'])"
     launcher = subprocess.Popen(
-        [sys.executable, "-c", _LAUNCH, json.dumps({"ranks": code})], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _LAUNCH, json.dumps({"ranks": code})],
+        cwd=CHECKOUT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         processes = _descendants(launcher.pid, at_least=4)
         launcher.send_signal(number)
-        stdout, _ = launcher.communicate(timeout=60)
+        stdout, stderr = launcher.communicate(timeout=60)
     finally:
         launcher.kill()
     assert json.loads(stdout)["ranks"][:2] == [exit_code, report]
+    assert "death signal" not in stderr
     _, alive = psutil.wait_procs(processes, timeout=10)
     assert alive == []
 
