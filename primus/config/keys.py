@@ -61,6 +61,8 @@ def known_keys(section: Section, *, place: Place, inside: str = "", problems: li
 def _advice(key: str, *, place: Place, given_directly: bool) -> str:
     if given_directly and (key.startswith("--") or key in {"modules", "overrides", "extends"}):
         return "on the command line a key is given by its own name, for example lr=1e-5 or lora.dim=8"
+    if "." in key:
+        return "dots are for the command line; in a file, write the inner key below the outer one"
     everywhere = frozenset().union(*_KEYS.values())
     meant = (
         key if key in everywhere else SAME_MEANING.get(key) or nearest(key, _KEYS[place]) or nearest(key, everywhere)

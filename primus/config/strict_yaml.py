@@ -66,8 +66,10 @@ def parse_value(text: str, *, origin: Origin) -> Node:
 
 
 def _parse(text: str, origin: Origin) -> Node:
+    reader = _Reader(origin)
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = Scalar(None, origin) if root is None else reader.node(root)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = _at(origin, mark)
@@ -75,10 +77,8 @@ def _parse(text: str, origin: Origin) -> Node:
         raise ConfigError(f"{where}: not valid YAML{column}: {error.problem}; check indentation and quotes") from error
     except yaml.YAMLError as error:  # a character that YAML does not allow
         raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(error).split())}; remove the character") from error
-    if root is None:
-        return Scalar(None, origin)
-    reader = _Reader(origin)
-    node = reader.node(root)
+    except RecursionError as error:
+        raise ConfigError(f"{origin}: lists or mappings are nested too deeply; flatten them") from error
     if reader.problems:
         raise ConfigError(*reader.problems)
     return node

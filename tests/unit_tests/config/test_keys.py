@@ -16,6 +16,7 @@ BY_ITS_OWN_NAME = "on the command line a key is given by its own name, for examp
         ("learning_rate", "did you mean 'lr'?"),
         ("rope_theta", "did you mean 'rotary_base'?"),
         ("sft_dataset", "did you mean 'sft_dataset_name'?"),
+        ("lora.dim", "dots are for the command line; in a file, write the inner key below the outer one"),
         ("xyzzy", "docs/CONFIGURATION.md lists all keys"),
         ("exp_name", "it belongs at the top level of the file"),
         ("confg", "did you mean 'config', which belongs in the module, beside `overrides`?"),

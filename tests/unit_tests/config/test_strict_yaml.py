@@ -68,6 +68,7 @@ def test_duplicate_keys_are_refused_with_both_lines(write: Write) -> None:
         ("a: !mine 1\n", r"a\.yaml:1: the tag '!mine' is not supported"),
         ("a: &a\n  b: *a\n", r"a\.yaml:1: an alias stands inside its own anchor; write the value out"),
         ("a: &a {b: 1}\nc:\n  <<: *a\n", r"a\.yaml:3: <<: merge keys are not supported; use `extends`"),
+        ("a: " + "[" * 5000, r"a\.yaml: lists or mappings are nested too deeply; flatten them"),
         ("? [a]\n: 1\n", r"a\.yaml:1: a key is a list or a mapping; keys are plain names"),
     ],
 )
