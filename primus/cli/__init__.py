@@ -32,10 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return commands.run(sys.argv[1:] if arguments is None else list(arguments))
     except PrimusError as error:
-        failures.report(error.problems)
+        failures.report(error.problems, exit_code=USER_ERROR)
         return USER_ERROR
     except KeyboardInterrupt:
-        failures.report(["interrupted"])
+        failures.report(["interrupted"], exit_code=INTERRUPTED)
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output has enough (`primus train --dry-run | head`). Python's own flush at exit must not

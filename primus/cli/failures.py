@@ -20,17 +20,23 @@ from types import TracebackType
 
 ERROR_FILE_VARIABLE = "TORCHELASTIC_ERROR_FILE"
 LAUNCHER_VARIABLE = "PRIMUS_LAUNCHER_PID"
+_PROGRAM_FAULT = 1
 _ORPHANED = 143
 
 
-def report(problems: Sequence[str]) -> None:
-    """Show problems of the user, one line each."""
-    _report("\n".join(" ".join(problem.splitlines()) for problem in problems))
+def report(problems: Sequence[str], *, exit_code: int) -> None:
+    """Show problems of the user, one line each.
+
+    Args:
+        problems: What is wrong.
+        exit_code: The code that this process will end with.
+    """
+    _report("\n".join(" ".join(problem.splitlines()) for problem in problems), exit_code=exit_code)
 
 
 def report_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Show the traceback of a fault of the program; serves as `sys.excepthook`."""
-    _report("".join(traceback.format_exception(kind, error, trace)).rstrip())
+    _report("".join(traceback.format_exception(kind, error, trace)).rstrip(), exit_code=_PROGRAM_FAULT)
 
 
 def current_rank() -> int | None:
@@ -62,10 +68,10 @@ def _wait_for_end_of(launcher: int) -> None:
     os._exit(_ORPHANED)
 
 
-def _report(text: str) -> None:
+def _report(text: str, *, exit_code: int) -> None:
     rank, error_file = current_rank(), os.environ.get(ERROR_FILE_VARIABLE)
     if rank is not None and error_file is not None:
-        _write_error_file(Path(error_file), text)
+        _write_error_file(Path(error_file), text, exit_code=exit_code)
         if rank != 0 or LAUNCHER_VARIABLE in os.environ:
             return
     elif rank:
@@ -73,10 +79,11 @@ def _report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _write_error_file(path: Path, text: str) -> None:
+def _write_error_file(path: Path, text: str, *, exit_code: int) -> None:
     now = time.time()
-    # The agent reads whole seconds and shows `py_callstack`; the launcher of this project orders by `time`.
-    extra = {"py_callstack": text, "timestamp": str(int(now)), "time": now}
+    # The agent reads whole seconds and shows `py_callstack`. The launcher of this project orders by `time`, and ends
+    # with `exit_code`, since the agent may stop a rank that has reported before it has ended.
+    extra = {"py_callstack": text, "timestamp": str(int(now)), "time": now, "exit_code": exit_code}
     unfinished = path.with_name(f"{path.name}.unfinished")
     unfinished.write_text(json.dumps({"message": {"message": text, "extraInfo": extra}}), encoding="utf-8")
     unfinished.rename(path)

@@ -6,8 +6,10 @@ all of them, that rank's exit code instead of 1, and no rank left behind.
 """
 
 import logging
+import math
 import os
 import signal
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +17,6 @@ from dataclasses import dataclass
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-_CRASHES = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def launch_ranks(command: Sequence[str], *, num_ranks: int, launcher_variable: s
     try:
         elastic_launch(config, command[0])(*command[1:])
     except ChildFailedError as error:
-        return _first_failure(error.failures)
+        return _first_failure(error.failures, shutdown_timeout_s=config.shutdown_timeout or 0)
     except SignalException as stop:
         name = "interrupted" if stop.sigval is signal.SIGINT else f"stopped by {stop.sigval.name}"
         return LaunchOutcome(exit_code=128 + stop.sigval, report=name)
@@ -76,29 +76,34 @@ def _silence_agent() -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _first_failure(failures: Mapping[int, ProcessFailure]) -> LaunchOutcome:
+def _first_failure(failures: Mapping[int, ProcessFailure], *, shutdown_timeout_s: float) -> LaunchOutcome:
     """Tell the failure that came first from those that followed from it.
 
-    A crash leaves no report and breaks the other ranks' connections, so it comes before any report; reports are ordered
-    by their time. SIGKILL may be the system's, out of memory, or the agent's, for a rank that would not end: it is
-    blamed if nobody reports anything, and mentioned in any case. The agent's SIGTERM is nobody's failure.
+    A rank that a signal ends leaves no report and breaks the other ranks' connections, so it comes before any report;
+    reports are ordered by their time. Two signals are the agent's: SIGTERM, which ends the others, and SIGKILL for one
+    that has not ended so long after it.
     """
-    crashed = [rank for rank, failure in failures.items() if -failure.exitcode in _CRASHES]
-    reports = {rank: failure.error_file_data["message"] for rank, failure in failures.items()}
-    reported = [rank for rank, report in reports.items() if isinstance(report, dict)]
-    killed = [rank for rank, failure in failures.items() if -failure.exitcode == signal.SIGKILL]
-    if crashed:
-        rank = min(crashed)
-        report = f"rank {rank}: killed by {failures[rank].signal_name()}"
-    elif reported:
-        rank = min(reported, key=lambda rank: float(reports[rank]["extraInfo"]["time"]))
-        report = str(reports[rank]["message"])
-    else:
-        rank = min(killed or failures, key=lambda rank: (-failures[rank].exitcode == signal.SIGTERM, rank))
-        report = f"rank {rank}: ended with exit code {failures[rank].exitcode} and left no report"
-    notes = [f"rank {rank}: killed by SIGKILL, as the system does when memory is out" for rank in killed]
-    code = failures[rank].exitcode
-    return LaunchOutcome(exit_code=code if code > 0 else 128 - code, report="\n".join([report, *notes]))
+    reports = {
+        rank: failure.error_file_data["message"]
+        for rank, failure in failures.items()
+        if isinstance(failure.error_file_data["message"], dict)
+    }
+    first_report_s = min((float(report["extraInfo"]["time"]) for report in reports.values()), default=math.inf)
+    agent_signals = {signal.SIGTERM}
+    if time.time() - first_report_s >= shutdown_timeout_s:
+        agent_signals.add(signal.SIGKILL)
+    for rank, failure in sorted(failures.items()):
+        number = -failure.exitcode
+        if number > 0 and number not in agent_signals:
+            why = ", as the system does when memory is out" if number == signal.SIGKILL else ""
+            return LaunchOutcome(exit_code=128 + number, report=f"rank {rank}: killed by {failure.signal_name()}{why}")
+    for report in reports.values():
+        extra = report["extraInfo"]
+        if float(extra["time"]) == first_report_s:
+            return LaunchOutcome(exit_code=int(extra["exit_code"]), report=str(report["message"]))
+    rank, failure = min(failures.items(), key=lambda item: (item[1].exitcode < 0, item[0]))
+    code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    return LaunchOutcome(exit_code=code, report=f"rank {rank}: ended with exit code {code} and left no report")
 
 
 def _num_cores() -> int:

@@ -25,7 +25,7 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_process_of_its_own_prints_one_line_per_problem(capsys: pytest.CaptureFixture[str]) -> None:
-    failures.report(["a.jsonl:1: first\nand more", "a.jsonl:2: second"])
+    failures.report(["a.jsonl:1: first\nand more", "a.jsonl:2: second"], exit_code=2)
     assert capsys.readouterr().err == "a.jsonl:1: first and more\na.jsonl:2: second\n"
 
 
@@ -35,7 +35,7 @@ def test_under_torchrun_rank_0_prints_and_every_rank_leaves_a_report(
     monkeypatch.setenv(failures.ERROR_FILE_VARIABLE, str(tmp_path / "error.json"))
     for rank, printed in (("0", "bad\n"), ("3", "")):
         monkeypatch.setenv("RANK", rank)
-        failures.report(["bad"])
+        failures.report(["bad"], exit_code=2)
         assert capsys.readouterr().err == printed
         message = json.loads((tmp_path / "error.json").read_text())["message"]
         # The names that torchrun's agent reads.
@@ -50,7 +50,7 @@ def test_under_the_launcher_no_rank_prints(
     monkeypatch.setenv(failures.ERROR_FILE_VARIABLE, str(tmp_path / "error.json"))
     monkeypatch.setenv(failures.LAUNCHER_VARIABLE, "1")
     monkeypatch.setenv("RANK", "0")
-    failures.report(["bad"])
+    failures.report(["bad"], exit_code=2)
     assert capsys.readouterr().err == ""
     assert [path.name for path in tmp_path.iterdir()] == ["error.json"]
 
@@ -59,7 +59,7 @@ def test_under_another_launcher_a_rank_gives_its_number(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", "2")
-    failures.report(["bad", "worse"])
+    failures.report(["bad", "worse"], exit_code=2)
     assert capsys.readouterr().err == "[rank 2] bad\n[rank 2] worse\n"
 
 

@@ -35,10 +35,15 @@ CODES = {
     "f\"{os.environ['OMP_NUM_THREADS']} {os.environ['WORLD_SIZE']} {os.environ['PRIMUS_LAUNCHER_PID']}\")",
     "one fails, the other waits": "import os, sys, time; os.environ['RANK'] == '1' or time.sleep(60); sys.exit(7)",
     "rank 1 fails, and rank 0 because of it": _REPORT
-    + "time.sleep(0.03 * (rank == 0)); report([f'rank {rank} says why']); sys.exit(2 if rank else 1)",
+    + "time.sleep(0.03 * (rank == 0)); report([f'rank {rank} says why'], exit_code=2 if rank else 1); time.sleep(rank);"
+    + "sys.exit(1)",
     "rank 1 crashes, and rank 0 because of it": _REPORT
-    + "rank and os.kill(os.getpid(), 11); time.sleep(0.03); report(['connection closed by peer']); sys.exit(1)",
-    "rank 1 is killed": "import os, time; os.environ['RANK'] == '1' and os.kill(os.getpid(), 9); time.sleep(60)",
+    + "rank and os.kill(os.getpid(), 11); time.sleep(0.03); report(['lost the peer'], exit_code=1); sys.exit(1)",
+    "rank 1 is killed, and rank 0 fails because of it": _REPORT
+    + "rank and os.kill(os.getpid(), 9); time.sleep(0.03); report(['lost the peer'], exit_code=1); sys.exit(1)",
+    "rank 1 reports, and rank 0 does not end": _REPORT
+    + "import signal; rank or signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(0.3 * rank);"
+    + "rank and report(['rank 1 says why'], exit_code=2); time.sleep(0 if rank else 60); sys.exit(2)",
 }
 
 
@@ -54,7 +59,7 @@ def outcomes(out: Path) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-c", _LAUNCH, json.dumps(CODES)],
         cwd=CHECKOUT,
-        env={**environment, "OUT": str(out)},
+        env={**environment, "OUT": str(out), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "2"},
         capture_output=True,
         text=True,
         timeout=100,
@@ -80,7 +85,7 @@ def test_the_exit_code_of_the_failed_rank_is_passed_on_and_the_others_are_ended(
     assert seconds < 20
 
 
-def test_the_report_of_the_rank_that_failed_first_is_shown(outcomes: dict[str, Any]) -> None:
+def test_the_report_of_the_rank_that_failed_first_is_shown_even_if_it_has_not_ended(outcomes: dict[str, Any]) -> None:
     assert outcomes["rank 1 fails, and rank 0 because of it"][:2] == [2, "rank 1 says why"]
 
 
@@ -89,9 +94,12 @@ def test_a_crash_comes_before_the_reports_that_follow_from_it(outcomes: dict[str
 
 
 def test_a_killed_rank_is_named_with_the_usual_reason(outcomes: dict[str, Any]) -> None:
-    exit_code, report, _ = outcomes["rank 1 is killed"]
-    assert exit_code == 137
-    assert report.endswith("rank 1: killed by SIGKILL, as the system does when memory is out")
+    exit_code, report, _ = outcomes["rank 1 is killed, and rank 0 fails because of it"]
+    assert (exit_code, report) == (137, "rank 1: killed by SIGKILL, as the system does when memory is out")
+
+
+def test_a_rank_that_the_launcher_had_to_kill_is_not_blamed(outcomes: dict[str, Any]) -> None:
+    assert outcomes["rank 1 reports, and rank 0 does not end"][:2] == [2, "rank 1 says why"]
 
 
 @pytest.mark.parametrize(
