@@ -9,7 +9,7 @@ from primus.config.documents import name_of_file, read_document
 from primus.config.keys import MODULE_KEYS, RUN_KEYS, known_keys
 from primus.config.places import EXAMPLE_CONFIGS, MODEL_PRESETS, TRAINER_PRESETS, find_file
 from primus.config.strict_yaml import parse_value
-from primus.config.tree import COMMAND_LINE, Node, Origin, Section, merge_sections
+from primus.config.tree import COMMAND_LINE, Node, Origin, Scalar, Section, merge_sections
 from primus.config.variables import join
 from primus.errors import ConfigError
 
@@ -45,9 +45,8 @@ def read_layers(file: Path, *, overrides: Sequence[str], problems: list[str]) ->
     module = merge_sections(module, command_line.keep(MODULE_KEYS))
 
     trainer = _presets(module, problems)
-    own = _section(module, "overrides", problems, inside=f"modules.{name}")
-    for layer in (own, command_line.drop(RUN_KEYS | MODULE_KEYS)):
-        trainer = merge_sections(trainer, layer)
+    trainer = merge_sections(trainer, _section(module, "overrides", problems, inside=f"modules.{name}"))
+    trainer = merge_sections(trainer, command_line.drop(RUN_KEYS | MODULE_KEYS))
     run = merge_sections(document.keep(RUN_KEYS), module.keep({"framework"}))
     return Layers(
         run=merge_sections(run, command_line.keep(RUN_KEYS)),
@@ -64,9 +63,9 @@ def _command_line(overrides: Sequence[str], problems: list[str]) -> Section:
             problems.append(f"{COMMAND_LINE}: '{override}' is not key=value; write for example lr=1e-5 or lora.dim=8")
             continue
         try:
-            node: Node = parse_value(text, origin=COMMAND_LINE)
+            node: Node = parse_value(text, key=key, origin=COMMAND_LINE)
         except ConfigError as error:
-            problems.extend(f"{problem} in '{override}'" for problem in error.problems)
+            problems.extend(error.problems)
             continue
         for name in reversed(names):
             node = Section({name: node}, COMMAND_LINE)
@@ -114,6 +113,8 @@ def _section(parent: Section, key: str, problems: list[str], inside: str = "") -
     node = parent.find(key)
     if isinstance(node, Section):
         return node
-    if node is not None and str(node) != "null":  # `overrides:` with nothing below it
+    if node is None:
+        return Section({}, Origin(parent.origin.file))
+    if not isinstance(node, Scalar) or node.text is not None:  # `overrides:` with nothing below it is empty
         problems.append(f"{node.origin}: {join(inside, key)}: {node} is not a mapping; write its keys below it")
-    return Section({}, Origin(parent.origin.file) if node is None else node.origin)
+    return Section({}, node.origin)

@@ -43,7 +43,7 @@ def read_yaml(path: Path) -> Section:
     return node
 
 
-def parse_value(text: str, *, origin: Origin) -> Node:
+def parse_value(text: str, *, key: str, origin: Origin) -> Node:
     """Return the value that was given outside a file: on the command line or by a variable.
 
     Lists, mappings and quoted text are written as in YAML. Anything else is taken as it stands, so that `a: b`, `#1` or
@@ -51,6 +51,7 @@ def parse_value(text: str, *, origin: Origin) -> Node:
 
     Args:
         text: What was given; `null`, `~` and nothing at all are null.
+        key: Its dotted name, for the error.
         origin: Where it was given.
 
     Returns:
@@ -61,11 +62,11 @@ def parse_value(text: str, *, origin: Origin) -> Node:
     """
     text = text.strip()
     if text.startswith(("[", "{", "'", '"')):
-        return _parse(text, origin)
+        return _parse(text, origin, what=f"{key}: {text!r} is ")
     return Scalar(None if text in _NULLS else text, origin)
 
 
-def _parse(text: str, origin: Origin) -> Node:
+def _parse(text: str, origin: Origin, *, what: str = "") -> Node:
     reader = _Reader(origin)
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -74,11 +75,13 @@ def _parse(text: str, origin: Origin) -> Node:
         mark = error.problem_mark or error.context_mark
         where = _at(origin, mark)
         column = f" at column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{where}: not valid YAML{column}: {error.problem}; check indentation and quotes") from error
+        advice = "check indentation and quotes"
+        raise ConfigError(f"{where}: {what}not valid YAML{column}: {error.problem}; {advice}") from error
     except yaml.YAMLError as error:  # a character that YAML does not allow
-        raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(error).split())}; remove the character") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{origin}: {what}not valid YAML: {reason}; remove the character") from error
     except RecursionError as error:
-        raise ConfigError(f"{origin}: lists or mappings are nested too deeply; flatten them") from error
+        raise ConfigError(f"{origin}: {what}nested too deeply; flatten its lists and mappings") from error
     if reader.problems:
         raise ConfigError(*reader.problems)
     return node

@@ -21,7 +21,7 @@ def expand_section(section: Section, *, inside: str = "", problems: list[str]) -
     """Return a section with the variables of its values filled in.
 
     An unquoted value that has variables is read again as a value on the command line is: `${LOAD:null}` is null
-    unless LOAD is set, and `${FILES}` may hold `[a.jsonl, b.jsonl]`. `$${` stands for `${` itself.
+    unless LOAD is set, and `${FILES}` may hold `[a.jsonl, b.jsonl]`, but no mapping. `$${` stands for `${` itself.
 
     Args:
         section: What was written.
@@ -48,13 +48,21 @@ def expand_scalar(scalar: Scalar, *, key: str) -> Node:
         The value; the same one if it has no variables.
 
     Raises:
-        ConfigError: If a variable without a default is not set, or a reference is not well-formed.
+        ConfigError: If a variable without a default is not set, a reference is not well-formed, or the result is a
+            mapping.
     """
     if scalar.text is None or "${" not in scalar.text:
         return scalar
     variables = {"PRIMUS_EXAMPLES": str(EXAMPLES), **os.environ}
     text = _REFERENCE.sub(lambda match: _value(match, variables, key=key, origin=scalar.origin), scalar.text)
-    return Scalar(text, scalar.origin, is_quoted=True) if scalar.is_quoted else parse_value(text, origin=scalar.origin)
+    if scalar.is_quoted:
+        return Scalar(text, scalar.origin, is_quoted=True)
+    node = parse_value(text, key=key, origin=scalar.origin)
+    if isinstance(node, Section):
+        raise ConfigError(
+            f"{scalar.origin}: {key}: its variable holds the mapping {node}; write the mapping in the file"
+        )
+    return node
 
 
 def _expand(node: Node, *, key: str, problems: list[str]) -> Node | None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from primus.config import load_config
+from primus.config import describe_keys, load_config
 from primus.config.places import EXAMPLE_CONFIGS
 from primus.errors import ConfigError
 from tests.unit_tests.config.conftest import RUN, Problems, Write
@@ -61,6 +61,26 @@ def test_an_override_reads_back_as_what_was_written(lr: float, iters: int, name:
         f"lr={lr!r}", "min_lr=0", f"train_iters={iters}", "lr_warmup_iters=0", f"sft_dataset_split=x{name}",
     ])  # fmt: skip
     assert (config.trainer.lr, config.trainer.train_iters, config.trainer.sft_dataset_split) == (lr, iters, f"x{name}")
+
+
+KEYS = st.sampled_from([*(key.name for key in describe_keys()), "model", "config", "lora", "modules", "unknown", ""])
+VALUES = st.one_of(
+    st.text("0123456789.e-+_truefalsnabc[]{},:'\"$~ \n\0\u00e9", max_size=12),
+    st.sampled_from(["null", "true", "-1", "0", "1e400", "nan", "[1]", "[[]]", "{a: 1}", "{dim: x}", "[null]", "${}"]),
+    st.text(max_size=5),
+)
+
+
+@given(st.lists(st.tuples(KEYS, VALUES).map("=".join) | st.text(max_size=5), max_size=4))
+def test_any_command_line_gives_a_configuration_or_problems(overrides: list[str]) -> None:
+    try:
+        load_config(EXAMPLE_CONFIGS / "tiny-multiturn-sft.yaml", overrides=overrides)
+    except ConfigError as error:
+        problems = error.problems
+    else:
+        return
+    assert problems
+    assert all("; " in problem for problem in problems)
 
 
 def test_the_configuration_cannot_be_changed() -> None:
@@ -164,8 +184,8 @@ def test_an_override_that_is_not_key_and_value_is_refused(problems: Problems, ov
 
 def test_an_override_with_a_broken_list_is_refused(problems: Problems) -> None:
     (problem,) = problems("sft_dataset_name=[a")
-    assert problem.startswith("command line: not valid YAML at column")
-    assert problem.endswith("; check indentation and quotes in 'sft_dataset_name=[a'")
+    assert problem.startswith("command line: sft_dataset_name: '[a' is not valid YAML at column 3: ")
+    assert problem.endswith("; check indentation and quotes")
 
 
 def test_all_problems_are_reported_at_once(write: Write, problems: Problems) -> None:

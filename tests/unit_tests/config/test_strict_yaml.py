@@ -68,7 +68,7 @@ def test_duplicate_keys_are_refused_with_both_lines(write: Write) -> None:
         ("a: !mine 1\n", r"a\.yaml:1: the tag '!mine' is not supported"),
         ("a: &a\n  b: *a\n", r"a\.yaml:1: an alias stands inside its own anchor; write the value out"),
         ("a: &a {b: 1}\nc:\n  <<: *a\n", r"a\.yaml:3: <<: merge keys are not supported; use `extends`"),
-        ("a: " + "[" * 5000, r"a\.yaml: lists or mappings are nested too deeply; flatten them"),
+        ("a: " + "[" * 5000, r"a\.yaml: nested too deeply; flatten its lists and mappings"),
         ("? [a]\n: 1\n", r"a\.yaml:1: a key is a list or a mapping; keys are plain names"),
     ],
 )
@@ -91,7 +91,7 @@ def test_anchors_repeat_a_value(write: Write) -> None:
 
 @pytest.mark.parametrize("text", ["a: b", "#1", "*.jsonl", "&x", "!x", "@x", "%x", "a #b", "- a", "x: {", "${A:b}"])
 def test_a_plain_value_outside_a_file_needs_no_quotes(text: str) -> None:
-    assert parse_value(text, origin=COMMAND_LINE) == Scalar(text, COMMAND_LINE)
+    assert parse_value(text, key="files", origin=COMMAND_LINE) == Scalar(text, COMMAND_LINE)
 
 
 @pytest.mark.parametrize(
@@ -108,14 +108,14 @@ def test_a_plain_value_outside_a_file_needs_no_quotes(text: str) -> None:
     ],
 )
 def test_null_lists_mappings_and_quotes_are_read_outside_a_file_too(text: str, data: object) -> None:
-    assert plain_data(parse_value(text, origin=COMMAND_LINE)) == data
+    assert plain_data(parse_value(text, key="files", origin=COMMAND_LINE)) == data
 
 
 def test_a_broken_list_outside_a_file_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match=r"command line: not valid YAML at column 3: .*; check indentation and quotes"
+        ConfigError, match=r"command line: files: '\[a' is not valid YAML at column 3: .*; check indentation and quotes"
     ):
-        parse_value("[a", origin=COMMAND_LINE)
+        parse_value("[a", key="files", origin=COMMAND_LINE)
 
 
 PLAIN = st.recursive(

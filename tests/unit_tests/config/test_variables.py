@@ -97,6 +97,16 @@ def test_a_variable_inside_a_list_or_a_section_is_refused_by_its_key(problems: P
     ]
 
 
+def test_a_variable_holds_no_mapping_and_no_broken_list(problems: Problems, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAPPING", "{rank: 8}")
+    monkeypatch.setenv("BROKEN", "[a")
+    assert problems("lora=${MAPPING}") == [
+        "command line: lora: its variable holds the mapping {rank: 8}; write the mapping in the file"
+    ]
+    (broken,) = problems("sft_dataset_name=${BROKEN}")
+    assert broken.startswith("command line: sft_dataset_name: '[a' is not valid YAML at column 3: ")
+
+
 @pytest.mark.parametrize("text", ["${NAME", "${}", "${1A}", "${A-B}", "${UNSET:${NAME}}", "${UNSET:{a}}"])
 def test_a_malformed_variable_is_refused(problems: Problems, text: str) -> None:
     assert problems(f"exp_name={text}") == [
