@@ -71,7 +71,7 @@ class CommandParser(argparse.ArgumentParser):
         return namespace
 
     def _no_such_option(self, name: str) -> str:
-        near = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.75)
+        near = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.7)
         key = name.lstrip("-").replace("-", "_")
         hint = f"did you mean {near[0]}?" if near else f"configuration keys are given as {key}=VALUE, without dashes"
         return f"{self.prog}: there is no option {name}; {hint}"
