@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import sentencepiece
-import tiktoken
 from sentencepiece import sentencepiece_model_pb2 as proto
 
 from primus.sft.formatters.rendered import TextBuilder
@@ -50,6 +49,7 @@ def cases(folder: Path) -> Cases:
 
 @pytest.fixture(scope="module")
 def llama3(folder: Path) -> SFTTokenizer:
+    tiktoken = pytest.importorskip("tiktoken")
     lines = (folder / "assets" / "tiktoken_small.model").read_bytes().split(b"\n")
     ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines if line)}
     return load_tokenizer(
