@@ -240,14 +240,21 @@ def _crossed(offsets_T2: IntArray, edges: IntArray) -> IntArray:
 def _swallowed(
     offsets_T2: IntArray, control_K: IntArray, controls: Sequence[Control], spans: Sequence[tuple[int, int]]
 ) -> IntArray:
-    """Cuts that give back the whitespace of a span which a control token took in (its `lstrip` or `rstrip`)."""
-    cuts = []
-    for t, control in zip(control_K, controls, strict=True):
-        start, end = int(offsets_T2[t, 0]), int(offsets_T2[t, 1])
-        for a, b, cut in ((start, control.start, control.start), (control.end, end, control.end)):
-            if a < b and any(a < span_end and span_start < b for span_start, span_end in spans):
-                cuts.append(cut)
-    return np.array(sorted(cuts), dtype=np.int64)
+    """Cuts where a control token took in whitespace across the edge of a span (its `lstrip` or `rstrip`).
+
+    Whitespace in front of the token goes back to the text that it ends: an answer, or the header of an empty one. Of
+    the whitespace behind it a span gets its own; what stands before the span stays taken in, as in the prompt alone.
+    """
+    if not spans:
+        return np.zeros(0, dtype=np.int64)
+    taken_K2 = offsets_T2[control_K]
+    places_K2 = np.array([(control.start, control.end) for control in controls], dtype=np.int64).reshape(-1, 2)
+    starts = np.array([start for start, _ in spans], dtype=np.int64)
+    edges = np.unique(np.array(spans, dtype=np.int64))
+    in_front_K = np.searchsorted(edges, taken_K2[:, 0], "right") < np.searchsorted(edges, places_K2[:, 0], "right")
+    next_start_K = np.append(starts, np.iinfo(np.int64).max)[np.searchsorted(starts, places_K2[:, 1])]
+    behind_K = next_start_K < taken_K2[:, 1]
+    return np.union1d(places_K2[in_front_K, 0], next_start_K[behind_K])
 
 
 def as_arrays(ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> tuple[IntArray, IntArray]:
