@@ -114,7 +114,7 @@ class FastTokenizer(SFTTokenizer):
     def _encode_continuation(self, text: str) -> tuple[IntArray, IntArray]:
         area = shield.free_area(text, name=self.name)
         if area not in self._continuations:
-            twin = shield.shielded(self._json, self._spelling(area))
+            twin = self._shielded(self._spelling(area))
             self._continuations[area] = Tokenizer.from_str(json.dumps(shield.continuing(twin)))
         return _run(self._continuations[area], text)
 
@@ -138,7 +138,7 @@ class FastTokenizer(SFTTokenizer):
         area = shield.free_area(text, name=self.name)
         if area not in self._twins:
             by_text = self._spelling(area)
-            twin = Tokenizer.from_str(json.dumps(shield.shielded(self._json, by_text)))
+            twin = Tokenizer.from_str(json.dumps(self._shielded(by_text)))
             self._twins[area] = (twin, {self.control_tokens[word]: private for word, private in by_text.items()})
         return self._twins[area]
 
@@ -146,6 +146,13 @@ class FastTokenizer(SFTTokenizer):
         return {
             word: shield.private_spelling(index, len(word), area=area) for index, word in enumerate(self.control_tokens)
         }
+
+    def _shielded(self, spelling: Mapping[str, str]) -> dict[str, Any]:
+        normalizer = self._official.normalizer
+        is_removed = normalizer is not None and any(
+            word not in normalizer.normalize_str(word) for word in spelling.values()
+        )
+        return shield.shielded(self._json, spelling, before_normalizer=is_removed)
 
     @cached_property
     def _json(self) -> dict[str, Any]:
@@ -168,6 +175,9 @@ def _token_bytes(tokenizer: Tokenizer) -> list[bytes]:
 
 def byte_alphabet() -> dict[int, str]:
     """The character that byte-level vocabularies write for each byte (GPT-2's `bytes_to_unicode`).
+
+    Returns:
+        A printable character for each of the 256 bytes.
 
     Examples:
         >>> byte_alphabet()[ord("A")], byte_alphabet()[ord(" ")]

@@ -25,6 +25,13 @@ PRIVATE_AREAS = tuple(
 def free_area(text: str, *, name: str) -> int:
     """The first alphabet of which a text uses no character.
 
+    Args:
+        text: The text.
+        name: The tokenizer's name, for the message.
+
+    Returns:
+        The first character of the alphabet.
+
     Raises:
         ConversationError: If the text uses characters of all of them.
     """
@@ -41,6 +48,14 @@ def free_area(text: str, *, name: str) -> int:
 
 def private_spelling(index: int, length: int, *, area: int) -> str:
     """The private text of a control token.
+
+    Args:
+        index: Number of the control token.
+        length: Characters of its own text.
+        area: First character of the alphabet.
+
+    Returns:
+        As many characters; different for different tokens.
 
     Examples:
         >>> [hex(ord(character)) for character in private_spelling(3, 2, area=0x100000)]
@@ -63,12 +78,17 @@ def plain_pipeline(tokenizer: Mapping[str, Any]) -> dict[str, Any]:
     return {**tokenizer, "post_processor": None, "truncation": None, "padding": None}
 
 
-def shielded(tokenizer: Mapping[str, Any], spelling: Mapping[str, str]) -> dict[str, Any]:
+def shielded(tokenizer: Mapping[str, Any], spelling: Mapping[str, str], *, before_normalizer: bool) -> dict[str, Any]:
     """The twin of a `tokenizer.json`.
 
     Args:
         tokenizer: The decoded file.
         spelling: The private text of each control token's text.
+        before_normalizer: Whether control tokens are found before the text is normalized, also those that the file
+            wants found in normalized text: for a normalizer that removes private-use characters.
+
+    Returns:
+        The decoded file of the twin.
     """
     model = dict(tokenizer["model"])
     vocab = model.get("vocab")
@@ -79,11 +99,15 @@ def shielded(tokenizer: Mapping[str, Any], spelling: Mapping[str, str]) -> dict[
     if model.get("unk_token") in spelling:
         model["unk_token"] = spelling[model["unk_token"]]
     if model.get("merges"):
-        # A merge that makes a control token out of plain text has no place in the twin.
+        # A merge that makes a control token out of plain text, or goes on from one, has no place in the twin.
         pairs = (merge if isinstance(merge, list) else merge.split(" ", 1) for merge in model["merges"])
-        model["merges"] = [[left, right] for left, right in pairs if left + right not in spelling]
+        model["merges"] = [
+            [left, right] for left, right in pairs if spelling.keys().isdisjoint({left, right, left + right})
+        ]
+    early = {"normalized": False} if before_normalizer else {}
     added = [
-        {**token, "content": spelling.get(token["content"], token["content"])} for token in tokenizer["added_tokens"]
+        {**token, "content": spelling[token["content"]], **early} if token["content"] in spelling else token
+        for token in tokenizer["added_tokens"]
     ]
     return {**tokenizer, "model": model, "added_tokens": added}
 
