@@ -28,7 +28,8 @@ ROUNDS = 7
 def make_turns(num_turns: int) -> list[Message]:
     """Turns of a few dozen words, user and assistant in turn."""
     rng = np.random.default_rng(0)
-    words = "I have seven green books and a goat in Oslo but no tea today, what about you? Well \u4f60\u597d \U0001f44d\n".split(
+    text = "I have seven green books and a goat in Oslo but no tea today, what about you? Well 你好 👍\n"
+    words = text.split(" ")
         " "
     )
     return [

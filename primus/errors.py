@@ -21,6 +21,9 @@ from collections.abc import Sequence
 class PrimusError(Exception):
     """The base of every error that a user can cause.
 
+    Args:
+        *problems: The messages, one per problem, each complete on its own line.
+
     Attributes:
         problems: The messages, one per problem, each complete on its own line.
     """
@@ -40,6 +43,10 @@ class DataError(PrimusError):
 
 class ConversationError(DataError):
     """A row is not a valid conversation.
+
+    Args:
+        *problems: The messages.
+        reason: A short, stable name of the rule that was broken, for counting.
 
     Attributes:
         reason: A short, stable name of the rule that was broken, for counting.

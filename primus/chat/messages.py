@@ -35,6 +35,9 @@ class ToolCall:
     def to_json(self) -> str:
         """The call as models with Hermes or Qwen tool templates write it.
 
+        Returns:
+            JSON text with the keys `name` and `arguments`.
+
         Examples:
             >>> ToolCall(name="add", arguments='{"a": 1}').to_json()
             '{"name": "add", "arguments": {"a": 1}}'
@@ -140,6 +143,10 @@ class Conversation:
 
 def check_encodable(what: str, text: str) -> None:
     """Refuse text that UTF-8 cannot hold.
+
+    Args:
+        what: The name of the text, for the message.
+        text: The text.
 
     Raises:
         ConversationError: If there is a lone surrogate, as a broken escape in JSON leaves.

@@ -73,6 +73,9 @@ def parse_message(message: object, *, place: str) -> Message:
         message: The decoded message.
         place: What an error begins with.
 
+    Returns:
+        The message, with its role in this project's words.
+
     Raises:
         ConversationError: If the message is not valid.
     """
@@ -188,6 +191,9 @@ def single_turn(
         system_prompt: A system message, unless None or empty.
         history: Turns between the system message and the instruction.
         origin: Where it came from.
+
+    Returns:
+        An optional system message, the history, a user and an assistant message.
 
     Raises:
         ConversationError: If a text cannot be encoded.

@@ -164,6 +164,12 @@ def _decode(line: bytes, *, origin: str) -> Row:
 def load_json(text: str) -> Any:
     """Decode JSON strictly: a repeated key or a number like NaN is refused, where `json.loads` loses or invents data.
 
+    Args:
+        text: JSON text.
+
+    Returns:
+        The decoded value.
+
     Raises:
         ValueError: If the text is not JSON (then a `json.JSONDecodeError`), repeats a key, has NaN or Infinity, or is
             nested too deeply to be read.

@@ -115,6 +115,14 @@ def encode_conversation(
 def special_ids(tokenizer: SFTTokenizer, *, add_bos: bool | None, add_eos: bool) -> tuple[list[int], list[int]]:
     """The ids in front of a text and behind it.
 
+    Args:
+        tokenizer: The tokenizer.
+        add_bos: Begin with BOS; None does what the tokenizer does by itself.
+        add_eos: End with EOS.
+
+    Returns:
+        Two lists of at most one id.
+
     Raises:
         TokenizerError: If one is asked for that the tokenizer does not have.
     """

@@ -72,6 +72,9 @@ class Ledger:
     def lines(self) -> list[str]:
         r"""The ledger for people, one line per outcome, then what else was noticed.
 
+        Returns:
+            The lines, indented where they belong to the first.
+
         Examples:
             >>> ledger = Ledger()
             >>> for line in (1, 2):

@@ -79,6 +79,13 @@ def assistant_mask(token_spans_K2: IntArray, num_tokens: int) -> BoolArray:
     The mask is aligned with the tokens: entry `t` says that the assistant wrote token `t`. It is not a loss mask;
     `next_token_targets` makes that.
 
+    Args:
+        token_spans_K2: Tokens `[first, last)` of each span.
+        num_tokens: Tokens of the conversation, T.
+
+    Returns:
+        Shape [T].
+
     Examples:
         >>> assistant_mask(np.array([[1, 3]]), 4).tolist()
         [False, True, True, False]
@@ -88,6 +95,14 @@ def assistant_mask(token_spans_K2: IntArray, num_tokens: int) -> BoolArray:
 
 def token_weights(token_spans_K2: IntArray, weights_K: FloatArray, num_tokens: int) -> FloatArray:
     """The loss weight of each token: that of its span, 0 outside of all spans.
+
+    Args:
+        token_spans_K2: Tokens `[first, last)` of each span, disjoint.
+        weights_K: Weight of each span.
+        num_tokens: Tokens of the conversation, T.
+
+    Returns:
+        Shape [T], aligned with the tokens.
 
     Examples:
         >>> token_weights(np.array([[1, 3], [4, 5]]), np.array([1.0, 0.5], dtype=np.float32), 6).tolist()

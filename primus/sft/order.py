@@ -91,6 +91,14 @@ def random_keys(num: int, *, seed: int, stream: int) -> npt.NDArray[np.uint64]:
 
     splitmix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators") of the index.
 
+    Args:
+        num: How many keys.
+        seed: Any integer.
+        stream: Another stream of the same seed is independent of it.
+
+    Returns:
+        Shape [num]; the first keys do not depend on `num`.
+
     Examples:
         >>> random_keys(2, seed=0, stream=0).tolist() == random_keys(3, seed=0, stream=0)[:2].tolist()
         True

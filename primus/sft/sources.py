@@ -20,6 +20,9 @@ def resolve_files(dataset_name: str | Path | Sequence[str | Path], *, split: str
             `validation.jsonl`, or shards `train-00000-of-00002.parquet`), or several of these.
         split: The split of a folder; a file belongs to every split.
 
+    Returns:
+        The files, in the order given, and by name within a folder or pattern.
+
     Raises:
         ConfigError: If a folder has no file of the split, or a pattern matches nothing. Files are checked when they are
             read.
@@ -55,6 +58,13 @@ def split_of(conversation: Conversation, *, validation_fraction: float) -> str:
 
     Equal conversations fall on the same side, wherever they stand and whatever else the files hold; adding rows moves
     none of the others.
+
+    Args:
+        conversation: The conversation.
+        validation_fraction: Share of the conversations to hold out, from 0 to below 1.
+
+    Returns:
+        `train` or `validation`.
 
     Examples:
         >>> from primus.chat.parse import single_turn

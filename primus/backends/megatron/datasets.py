@@ -19,6 +19,9 @@ def build_datasets(
         writes_quarantine: Whether this process writes the bad rows, to `quarantine/` of the run's folder; all ranks
             read the same rows, and one of them writes.
 
+    Returns:
+        Training data, and validation data or None if none is asked for.
+
     Raises:
         ConfigError: If no data is named.
         DataError: If the data can't be used.

@@ -18,6 +18,9 @@ def create_formatter(name: str, *, eos_token: str = "") -> OpenAIMessagesFormatt
         name: `openai`, `messages` and `chatml` are one format, ChatML; `alpaca` is the single-turn prompt.
         eos_token: Text of the tokenizer's EOS token, which ends a turn in formats without a marker for it.
 
+    Returns:
+        A formatter without state: it may be used for any number of conversations.
+
     Raises:
         ConfigError: If there is no such format.
     """

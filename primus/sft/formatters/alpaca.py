@@ -54,6 +54,12 @@ class AlpacaFormatter:
     def render(self, conversation: Conversation) -> RenderedConversation:
         """Render a single-turn conversation.
 
+        Args:
+            conversation: The conversation.
+
+        Returns:
+            Its text, with the response as the only content span.
+
         Raises:
             RenderError: If it has more than one user or assistant turn, tools, tool calls or reasoning.
         """

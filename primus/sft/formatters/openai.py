@@ -124,6 +124,12 @@ def _with_tools(system: str, tools: Sequence[str]) -> str:
 def assistant_text(message: Message) -> str:
     """Everything that the assistant writes in one turn: reasoning, content, tool calls.
 
+    Args:
+        message: An assistant message.
+
+    Returns:
+        The text between the header and the end of the turn.
+
     Examples:
         >>> from primus.chat.messages import ToolCall
         >>> print(assistant_text(Message("assistant", "One moment.", tool_calls=(ToolCall("now", "{}"),))))

@@ -56,6 +56,12 @@ class ConversationFormatter(Protocol):
     def render(self, conversation: Conversation) -> RenderedConversation:
         """Render one conversation.
 
+        Args:
+            conversation: The conversation.
+
+        Returns:
+            Its text, the spans of its assistant turns, and the places of its markers.
+
         Raises:
             RenderError: If the format has no form for it. The message begins with the origin.
         """

@@ -28,6 +28,12 @@ _CONTROL_SPELLING = re.compile(
 def is_control_spelling(text: str) -> bool:
     """Whether a token's text is that of a control token.
 
+    Args:
+        text: The text of a token.
+
+    Returns:
+        True for the chat markers and sentence marks of known vocabularies.
+
     Examples:
         >>> [is_control_spelling(text) for text in ("<|im_end|>", "</s>", "<think>")]
         [True, True, False]

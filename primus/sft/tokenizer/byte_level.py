@@ -99,6 +99,13 @@ def char_offsets(text: str, lengths_T: IntArray) -> IntArray:
 
     A token that holds part of a character's bytes is given that character whole.
 
+    Args:
+        text: The text.
+        lengths_T: Bytes of each token; together they are the bytes of the text.
+
+    Returns:
+        Shape [T, 2].
+
     Examples:
         >>> char_offsets("a\u00e9b", np.array([2, 1, 1])).tolist()  # a and half of the accented e, its rest, b
         [[0, 2], [1, 2], [2, 3]]

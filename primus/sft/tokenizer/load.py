@@ -30,6 +30,9 @@ def load_tokenizer(source: str | Path | object) -> SFTTokenizer:
             `tokenizer_config.json` beside it); a SentencePiece `.model`; a tokenizer of `transformers`, `tokenizers`,
             `sentencepiece` or `tiktoken`; or any object that can encode and decode.
 
+    Returns:
+        The tokenizer, with offsets that have been tried on a probe.
+
     Raises:
         TokenizerError: If there is no such tokenizer, it is damaged, or its offsets can't be trusted.
     """

@@ -3,6 +3,7 @@
 
 import hashlib
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy as np
 
 from primus.errors import ConversationError, TokenizerError
 from primus.sft.formatters import IM_END, IM_START
-from primus.sft.tokenizer.base import Control, IntArray, SFTTokenizer, as_arrays
+from primus.sft.tokenizer.base import Control, IntArray, SFTTokenizer, as_arrays, is_control_spelling
 
 # The longest run of tokens that decodes to text only together: the bytes of a long grapheme.
 _MAX_UNDECIDED = 32
+# What may be the text of a control token, wherever it stands.
+_CONTROL_TEXT = re.compile(r"<[|\uff5c][^<>]{1,80}?[|\uff5c]>|</?[a-z_]{1,20}>|\[/?[A-Z_]{1,20}\]")
 _ANCHORS = ("\n", "a\n", ".\n", "a")
 
 
@@ -48,10 +51,13 @@ class ObjectTokenizer(SFTTokenizer):
         size = _first_int(tokenizer, ("vocab_size", "n_vocab"))
         if size is None:
             raise TokenizerError(f"{self.name}: has no vocab_size, so the model's embedding can't be sized; add one")
+        # The `vocab_size` of transformers leaves added tokens out; its length does not.
+        size = max(size, _first_int(tokenizer, ("__len__",)) or 0)
         known = [i for i in (self.bos_id, self.eos_id, self.pad_id, *self.control_tokens.values()) if i is not None]
         self.vocab_size = max(size, *(i + 1 for i in known))
         self.adds_bos = self.bos_id is not None and self._prefix == [self.bos_id]
         self._control_ids = set(self.control_tokens.values())
+        self._is_token: dict[str, bool] = {}
         probe = self._ids("The quick brown fox, 1234567890 times!\n\n\t caf\u00e9 \u4f60\u597d")
         facts = repr((self.name, self.vocab_size, sorted(self.control_tokens.items()), probe))
         self.fingerprint = hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
@@ -72,8 +78,11 @@ class ObjectTokenizer(SFTTokenizer):
         )
 
     def _raw_ids(self, text: str) -> list[int]:
-        ids = self._encode_ids(text)
-        ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+        try:
+            ids = self._encode_ids(text)
+            ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+        except (TypeError, ValueError, LookupError, NotImplementedError) as exc:
+            raise TokenizerError(f"{self.name}: fails to encode {text[:20]!r} ({exc}); use another tokenizer") from exc
         if not all(isinstance(i, int | np.integer) for i in ids):
             raise TokenizerError(f"{self.name}: encoding gives {type(ids[0]).__name__}, not token ids; wrap it")
         return [int(i) for i in ids]
@@ -85,8 +94,12 @@ class ObjectTokenizer(SFTTokenizer):
     def _encode(self, text: str, controls: Sequence[Control]) -> tuple[IntArray, IntArray]:
         ids = self._ids(text)
         ids_T, offsets_T2 = as_arrays(ids, self._offsets(text, ids))
+        if max(ids, default=0) >= self.vocab_size:
+            raise TokenizerError(
+                f"{self.name}: gives the id {max(ids)}, but its vocab_size is {self.vocab_size}; repair it"
+            )
         found = [(ids[t], int(offsets_T2[t, 0])) for t in range(len(ids)) if ids[t] in self._control_ids]
-        if found != [(control.id, control.start) for control in controls]:
+        if found != [(control.id, control.start) for control in controls] or self._spells_a_token(text, controls):
             raise ConversationError(
                 f"{self.name}: a message spells out a control token, and this tokenizer can't encode that as plain"
                 " text;"
@@ -94,6 +107,14 @@ class ObjectTokenizer(SFTTokenizer):
                 reason="control_text",
             )
         return ids_T, offsets_T2
+
+    def _spells_a_token(self, text: str, controls: Sequence[Control]) -> bool:
+        """Whether a message has a word in it that looks like a control token and is one token: the object tells no more."""
+        meant = {control.start for control in controls}
+        words = {match.group() for match in _CONTROL_TEXT.finditer(text) if match.start() not in meant}
+        for word in words - self._is_token.keys():
+            self._is_token[word] = is_control_spelling(word) and len(self._ids(word)) == 1
+        return any(self._is_token[word] for word in words)
 
     def _encode_continuation(self, text: str) -> tuple[IntArray, IntArray]:
         for anchor in _ANCHORS:

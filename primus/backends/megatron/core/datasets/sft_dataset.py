@@ -155,6 +155,9 @@ class SFTDataset(Dataset[dict[str, torch.Tensor]]):
             Tensors of shape [S]: `input_ids` and `labels` (int64; `labels[s]` is the token after `input_ids[s]`),
             `loss_mask` (float32, aligned with `labels`; the weight of the target, 0 where there is none) and
             `position_ids` (int64). Positions behind the conversation hold the tokenizer's pad id and are masked.
+
+        Args:
+            index: Which sequence, from 0.
         """
         conversation = self.data[index]
         targets = next_token_targets(
