@@ -30,8 +30,6 @@ def make_turns(num_turns: int) -> list[Message]:
     rng = np.random.default_rng(0)
     text = "I have seven green books and a goat in Oslo but no tea today, what about you? Well 你好 👍\n"
     words = text.split(" ")
-        " "
-    )
     return [
         Message("user" if turn % 2 == 0 else "assistant", " ".join(rng.choice(words, size=int(rng.integers(5, 80)))))
         for turn in range(num_turns)

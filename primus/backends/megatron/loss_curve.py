@@ -55,7 +55,14 @@ def _curve(metrics: Sequence[Mapping[str, Any]], name: str) -> npt.NDArray[np.fl
 
 
 def running_mean(values: npt.NDArray[np.float64], num: int) -> npt.NDArray[np.float64]:
-    """The mean of each value and the `num - 1` before it, or of as many as there are.
+    """Average each value with the `num - 1` before it, or with as many as there are.
+
+    Args:
+        values: The values, in order.
+        num: How many are averaged.
+
+    Returns:
+        The means, as many as there are values.
 
     Examples:
         >>> running_mean(np.array([4.0, 2.0, 6.0]), 2).tolist()
