@@ -109,7 +109,7 @@ class ObjectTokenizer(SFTTokenizer):
         return ids_T, offsets_T2
 
     def _spells_a_token(self, text: str, controls: Sequence[Control]) -> bool:
-        """Whether a message has a word in it that looks like a control token and is one token: the object tells no more."""
+        """Whether a message has a word that looks like a control token and is one token; the object tells no more."""
         meant = {control.start for control in controls}
         words = {match.group() for match in _CONTROL_TEXT.finditer(text) if match.start() not in meant}
         for word in words - self._is_token.keys():
