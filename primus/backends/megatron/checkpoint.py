@@ -38,10 +38,10 @@ from primus.errors import CheckpointError
 
 logger = logging.getLogger("primus")
 
-# The second is no Exception: torch raises it on every rank when one of them fails.
 _CANNOT_READ = (
     CheckpointingException,
-    CheckpointException,
+    CheckpointException,  # no Exception; torch raises it on every rank when one of them fails
+    AttributeError,  # what Megatron's report of a missing common.pt ends in
     OSError,
     EOFError,
     KeyError,
@@ -151,6 +151,9 @@ def _sharded_state(model: DistributedDataParallel, optimizer: MegatronOptimizer,
     metadata = _metadata()
     weights = model.module.sharded_state_dict(metadata=metadata)
     state = optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=metadata)
+    if "param_state" in state and state["param_state"] is None:
+        # Another rank has gathered it; Megatron takes the None for a difference between the ranks, and warns.
+        del state["param_state"]
     return {"model": weights, "optimizer": state}
 
 

@@ -80,7 +80,7 @@ def untranslated() -> AbstractContextManager[None]:
     The translation costs two microseconds for every torch call made from Python. The forward pass makes hundreds of
     calls and names no device, so it goes without.
     """
-    return torch._C.DisableTorchFunction()  # type: ignore[no-any-return]  # noqa: SLF001 - the documented way
+    return torch._C.DisableTorchFunction()  # noqa: SLF001 - the documented way
 
 
 @contextmanager

@@ -4,6 +4,7 @@
 A process learns its rank from the environment that torchrun sets. Without one it is the only process of the run.
 """
 
+import itertools
 import logging
 import os
 import sys
@@ -17,6 +18,8 @@ from typing import TypeVar
 import torch
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from primus.backends.megatron.cpu import megatron_on_cpu
 from primus.backends.megatron.replacement import replaced
@@ -27,6 +30,8 @@ from primus.sft.order import random_keys
 logger = logging.getLogger("primus")
 
 T = TypeVar("T")
+
+_run_numbers = itertools.count()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,14 +122,21 @@ def _warnings_to_megatron_hidden() -> Iterator[None]:
 
 def _connect(process: Process, *, timeout: timedelta) -> None:
     backend = "gloo" if process.device.type == "cpu" else "nccl"
+    store: Store
     if process.world_size == 1:
         # No address to agree on, so that runs beside each other never meet.
-        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
-        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
-        return
-    device_id = None if process.device.type == "cpu" else process.device
+        store = HashStore()
+    else:
+        common_store, _, _ = next(rendezvous("env://", timeout=timeout))
+        # A second run of the same processes finds the keys of the first one there.
+        store = PrefixStore(f"run_{next(_run_numbers)}", common_store)
     torch.distributed.init_process_group(
-        backend, rank=process.rank, world_size=process.world_size, timeout=timeout, device_id=device_id
+        backend,
+        store=store,
+        rank=process.rank,
+        world_size=process.world_size,
+        timeout=timeout,
+        device_id=None if process.device.type == "cpu" else process.device,
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny data set and a tiny run on it; as a program, one process of such a run."""
+"""A tiny data set and a tiny run on it; as a program, one process of several such runs."""
 
 import json
 import sys
@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from primus.backends.megatron.batches import IntArray
-from primus.backends.megatron.distributed import this_process
+from primus.backends.megatron.batches import IntArray, SequenceDataset
+from primus.backends.megatron.distributed import joined_processes, seed_weights, this_process
+from primus.backends.megatron.model import build_model
+from primus.backends.megatron.optimizer import build_optimizer
+from primus.backends.megatron.step import TrainingStep
 from primus.backends.megatron.trainer import TokenizerFacts, TrainingResult, train_on
 from primus.config.schema import TrainConfig
 
@@ -55,7 +59,10 @@ class TinySequences:
         return f"tiny.jsonl:{index + 1}"
 
 
-def tiny_config(workspace: Path, **trainer: Any) -> TrainConfig:
+VALIDATION = TinySequences(13, seed=1)
+
+
+def tiny_config(workspace: Path, **trainer: object) -> TrainConfig:
     """A run of a few seconds; any key of the trainer can be given."""
     keys: dict[str, Any] = {
         "num_layers": 2,
@@ -76,11 +83,12 @@ def tiny_config(workspace: Path, **trainer: Any) -> TrainConfig:
     return TrainConfig(exp_name="tiny", workspace=workspace, trainer={**keys, **trainer})
 
 
-def run_tiny(config: TrainConfig, **options: Any) -> TrainingResult:
+def run_tiny(
+    config: TrainConfig, *, train: SequenceDataset | None = None, validation: SequenceDataset | None = VALIDATION
+) -> TrainingResult:
     """Train on the tiny data in this process."""
-    train, validation = TinySequences(40), TinySequences(13, seed=1)
-    data = {"train": train, "validation": validation, "tokenizer": TOKENIZER, **options}
-    return train_on(config, process=this_process(), **data)
+    train = train or TinySequences(40)
+    return train_on(config, process=this_process(), train=train, validation=validation, tokenizer=TOKENIZER)
 
 
 def read_losses(result: TrainingResult, name: str = "lm_loss") -> list[float]:
@@ -89,5 +97,31 @@ def read_losses(result: TrainingResult, name: str = "lm_loss") -> list[float]:
     return [line[name] for line in lines if name in line]
 
 
+def gradients_of_a_step(config: TrainConfig) -> dict[str, npt.NDArray[np.float32]]:
+    """The gradients of the first global batch, as the optimizer is given them."""
+    process, data = this_process(), TinySequences(40)
+    with joined_processes(process, config.trainer):
+        seed_weights(config.trainer.seed)
+        model = build_model(config.trainer, padded_vocab_size=64, device=process.device)
+        step = TrainingStep(
+            model=model,
+            optimizer=build_optimizer(config.trainer, model),
+            scheduler=None,
+            dataset=data,
+            micro_batch_size=config.trainer.micro_batch_size,
+            pad_to_multiple_of=8,
+            device=process.device,
+        )
+        model.zero_grad_buffer()
+        step._forward_and_backward(np.arange(config.trainer.global_batch_size))
+        return {name: parameter.main_grad.numpy().copy() for name, parameter in model.module.named_parameters()}
+
+
 if __name__ == "__main__":
-    run_tiny(tiny_config(Path(sys.argv[1]), **json.loads(sys.argv[2])))
+    # A list of jobs: a folder, what to do, and keys of the trainer.
+    for folder, what, keys in json.loads(sys.argv[1]):
+        config = tiny_config(Path(folder), **keys)
+        if what == "train":
+            run_tiny(config)
+        else:
+            np.savez(Path(folder) / f"{this_process().rank}.npz", allow_pickle=False, **gradients_of_a_step(config))

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from primus.backends.megatron.attention import FusedDotProductAttention, RMSNorm, build_layer_modules
+from primus.backends.megatron.model import build_transformer_config
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("joined")
+
+
+@pytest.fixture
+def config(tiny: ModuleType, tmp_path: Path) -> TransformerConfig:
+    return build_transformer_config(tiny.tiny_config(tmp_path).trainer, device=CPU)
+
+
+def build(kind: type, config: TransformerConfig) -> torch.nn.Module:
+    module: torch.nn.Module = kind(
+        config=config,
+        layer_number=1,
+        attn_mask_type=AttnMaskType.causal,
+        attention_type="self",
+        cp_comm_type=None,
+        softmax_scale=None,
+        pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
+    )
+    return module
+
+
+def random_qkv() -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(7, 3, heads, 8, requires_grad=True) for heads in (4, 2, 2)]
+
+
+def test_attention_and_its_gradients_equal_those_of_megatron(config: TransformerConfig) -> None:
+    outcomes = []
+    for kind in (FusedDotProductAttention, DotProductAttention):
+        query, key, value = random_qkv()
+        output = build(kind, config)(query, key, value, attention_mask=None)
+        (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
+        outcomes.append([output, query.grad, key.grad, value.grad])
+    for ours, theirs in zip(*outcomes, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_given_mask_replaces_the_causal_one(config: TransformerConfig) -> None:
+    query, key, value = random_qkv()
+    positions = torch.arange(7)
+    two_documents = (positions[:, None] < positions[None]) | ((positions[:, None] >= 4) & (positions[None] < 4))
+    outputs = [
+        build(kind, config)(query, key, value, attention_mask=two_documents[None, None])
+        for kind in (FusedDotProductAttention, DotProductAttention)
+    ]
+    torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-6)
+    alone = build(FusedDotProductAttention, config)(query[4:], key[4:], value[4:], attention_mask=None)
+    torch.testing.assert_close(outputs[0][4:], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_attention_refuses_what_it_does_not_do(config: TransformerConfig) -> None:
+    query, key, value = random_qkv()
+    with pytest.raises(ValueError, match="packed_seq_params are not supported"):
+        build(FusedDotProductAttention, config)(query, key, value, attention_mask=None, packed_seq_params=object())
+    with pytest.raises(ValueError, match="attention is causal self-attention, not"):
+        FusedDotProductAttention(config, attn_mask_type=AttnMaskType.no_mask, attention_type="self")
+    config.context_parallel_size = 2
+    with pytest.raises(ValueError, match="context_parallel_size is 2, not 1"):
+        build(FusedDotProductAttention, config)
+
+
+def test_the_norm_is_that_of_the_paper(config: TransformerConfig) -> None:
+    norm = RMSNorm(config=config, hidden_size=5, eps=0.5)
+    torch.nn.init.uniform_(norm.weight)
+    hidden = torch.randn(3, 5)
+    expected = hidden / (hidden.square().mean(-1, keepdim=True) + 0.5).sqrt() * norm.weight
+    torch.testing.assert_close(norm(hidden), expected)
+    assert not getattr(norm.weight, "sequence_parallel")  # noqa: B009 - mypy knows no such attribute
+
+
+def test_the_log_can_say_which_attention_runs_and_why(
+    config: TransformerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "(the device is a CPU)" in build_layer_modules(config, device=CPU).reason
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    modules = build_layer_modules(config, device=torch.device("cuda"))
+    assert "torch scaled_dot_product_attention" in modules.reason
+    assert "(transformer_engine is not installed)" in modules.reason
+    assert modules.submodules.layer_norm is RMSNorm

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from primus.backends.megatron.evaluation import evaluate, evaluation_micro_batches
+from primus.backends.megatron.model import build_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.usefixtures("joined")
+@pytest.mark.parametrize(
+    ("num_sequences", "micro_batch_size", "at_most"), [(13, 4, 0), (1, 4, 0), (13, 5, 7), (8, 1, 0)]
+)
+def test_the_loss_is_exactly_that_of_each_target_once(
+    tiny: ModuleType, tmp_path: Path, num_sequences: int, micro_batch_size: int, at_most: int
+) -> None:
+    model = build_model(tiny.tiny_config(tmp_path, hidden_dropout=0.5).trainer, padded_vocab_size=64, device=CPU)
+    data = tiny.TinySequences(num_sequences, seed=2)
+    found = evaluate(model, data, at_most=at_most, micro_batch_size=micro_batch_size, pad_to_multiple_of=8, device=CPU)
+    assert model.training
+    chosen = range(num_sequences) if not at_most else [i * num_sequences // at_most for i in range(at_most)]
+    losses, num_targets = 0.0, 0
+    model.eval()
+    for row in (data[index] for index in chosen):
+        with torch.no_grad():
+            log_probs_SV = model(row["input_ids"][None], None, None)[0].double().log_softmax(-1)
+        losses_S = -log_probs_SV[torch.arange(32), row["labels"]]
+        losses += float((losses_S * row["loss_mask"]).sum())
+        num_targets += int((row["loss_mask"] > 0).sum())
+    assert found == pytest.approx(losses / num_targets, rel=1e-6)
+
+
+@given(num=st.integers(1, 40), micro=st.integers(1, 7), ranks=st.integers(1, 5))
+def test_the_ranks_share_the_sequences_out_whatever_their_number(
+    tiny: ModuleType, num: int, micro: int, ranks: int
+) -> None:
+    data = tiny.TinySequences(num)
+    shares = [
+        evaluation_micro_batches(
+            data, at_most=0, micro_batch_size=micro, data_parallel_rank=rank, data_parallel_size=ranks
+        )
+        for rank in range(ranks)
+    ]
+    assert sorted(index for share in shares for part in share for index in part) == list(range(num))
+    assert all(0 < len(part) <= micro for share in shares for part in share)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1

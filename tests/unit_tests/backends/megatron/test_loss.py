@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from primus.backends.megatron.distributed import joined_processes, seed_weights, this_process
+from primus.backends.megatron.loss import sum_losses
+from primus.backends.megatron.model import build_model
+from primus.config.schema import TrainConfig
+
+
+def reference_gradients(tiny: ModuleType, config: TrainConfig, *, num_sequences: int) -> dict[str, np.ndarray]:
+    """Of the mean over all targets, from all logits of all sequences at once, by plain autograd."""
+    data = tiny.TinySequences(40)
+    rows = [data[index] for index in range(num_sequences)]
+    input_ids_BS, labels_BS, weights_BS = (
+        torch.stack([row[name] for row in rows]) for name in ("input_ids", "labels", "loss_mask")
+    )
+    with joined_processes(this_process(), config.trainer):
+        seed_weights(config.trainer.seed)
+        model = build_model(config.trainer, padded_vocab_size=64, device=torch.device("cpu")).module
+        losses_BS = cross_entropy(model(input_ids_BS, None, None).transpose(1, 2), labels_BS, reduction="none")
+        mean = (losses_BS * weights_BS).sum() / (weights_BS > 0).sum()
+        names, parameters = zip(*model.named_parameters(), strict=True)
+        gradients = torch.autograd.grad(mean, parameters)
+    return {name: gradient.numpy() for name, gradient in zip(names, gradients, strict=True)}
+
+
+def relative_error(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
+    def norm(arrays: list[np.ndarray]) -> float:
+        return float(np.sqrt(sum((array.astype(np.float64) ** 2).sum() for array in arrays)))
+
+    assert found.keys() == expected.keys()
+    return norm([found[name] - expected[name] for name in expected]) / norm(list(expected.values()))
+
+
+def test_weights_scale_the_loss_and_not_the_divisor() -> None:
+    weights_N, losses_N = torch.tensor([1.0, 0.5, 2.0]), torch.tensor([1.0, 2.0, 3.0])
+    total, num_targets, report = sum_losses(weights_N, losses_N)
+    assert (total.item(), num_targets.item(), num_targets.dtype) == (8.0, 3, torch.int)
+    assert (report.loss_sum.item(), report.num_targets) == (8.0, 3)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 8])
+def test_the_gradient_is_that_of_the_mean_over_all_targets_however_they_fall_on_micro_batches(
+    tiny: ModuleType, tmp_path: Path, micro_batch_size: int
+) -> None:
+    config = tiny.tiny_config(tmp_path, micro_batch_size=micro_batch_size)
+    targets = tiny.TinySequences(40).num_targets_N[:8]
+    assert targets.max() >= 4 * targets.min()
+    found = tiny.gradients_of_a_step(config)
+    assert relative_error(found, reference_gradients(tiny, config, num_sequences=8)) < 1e-6

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from primus.backends.megatron.model import build_model
+from primus.backends.megatron.optimizer import build_optimizer, build_scheduler
+from primus.backends.megatron.step import TrainingStep
+from primus.errors import TrainingError
+
+pytestmark = pytest.mark.usefixtures("joined")
+
+
+@pytest.fixture
+def step(tiny: ModuleType, tmp_path: Path) -> TrainingStep:
+    trainer = tiny.tiny_config(tmp_path).trainer
+    model = build_model(trainer, padded_vocab_size=64, device=torch.device("cpu"))
+    optimizer = build_optimizer(trainer, model)
+    return TrainingStep(
+        model=model,
+        optimizer=optimizer,
+        scheduler=build_scheduler(trainer, optimizer, train_iters=8),
+        dataset=tiny.TinySequences(40),
+        micro_batch_size=2,
+        pad_to_multiple_of=8,
+        device=torch.device("cpu"),
+    )
+
+
+def test_a_step_reports_the_mean_over_the_targets_of_the_global_batch(step: TrainingStep) -> None:
+    batch_G = np.arange(8)
+    outcome = step.run(batch_G, iteration=1)
+    assert outcome.num_targets == step.dataset.num_targets_N[:8].sum()
+    # Weights of 0.5 lower the loss of a model that knows nothing below that of guessing.
+    assert 1.5 < outcome.lm_loss < np.log(61)
+    assert outcome.grad_norm is not None
+    assert outcome.learning_rate == 0.005
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_sequences(step: TrainingStep, poison: float) -> None:
+    for index in (3, 6):
+        step.dataset[index]["loss_mask"][0] = poison
+    before = [parameter.clone() for parameter in step.model.parameters()]
+    message = (
+        f"step 5: the loss is {poison} because of 2 of the global batch's 8 sequences; "
+        "look at tiny.jsonl:4, tiny.jsonl:7$"
+    )
+    with pytest.raises(TrainingError, match=message):
+        step.run(np.arange(8), iteration=5)
+    assert all(torch.equal(old, new) for old, new in zip(before, step.model.parameters(), strict=True))
+
+
+def test_a_broken_model_is_told_from_broken_sequences(step: TrainingStep) -> None:
+    with torch.no_grad():
+        next(iter(step.model.parameters())).fill_(float("nan"))
+    message = (
+        "step 5: the loss is nan, with every sequence of the global batch; lower lr, .*: tiny.jsonl:1, .* and 2 more"
+    )
+    with pytest.raises(TrainingError, match=message):
+        step.run(np.arange(10), iteration=5)
+
+
+def test_a_gradient_that_is_no_number_stops_the_run(step: TrainingStep) -> None:
+    parameter = next(iter(step.model.parameters()))
+    parameter.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(
+        TrainingError, match=r"step 5: the norm of the gradient is (nan|inf), though the loss is .*; lower"
+    ):
+        step.run(np.arange(8), iteration=5)
