@@ -53,6 +53,11 @@ class Ledger:
         return self.outcomes[TRAINED]
 
     @property
+    def num_used(self) -> int:
+        """Rows in the training data or held out."""
+        return sum(self.outcomes[outcome] for outcome in _USED)
+
+    @property
     def num_bad(self) -> int:
         """Rows that are not valid."""
         return sum(count for outcome, count in self.outcomes.items() if outcome.startswith("bad:"))

@@ -111,6 +111,12 @@ def test_a_fraction_splits_by_content_without_leakage_and_without_loss(tmp_path:
     assert {trained_text(again, i) for i in range(len(again))} - {"row"} == sides[1], "a new row moves no other"
 
 
+def test_a_fraction_that_holds_nothing_out_is_an_error(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write(tmp_path / "a.jsonl", [chat("q", "answer")] * 5)
+    with pytest.raises(DataError, match="all 5 conversations fall on one side of sft_validation_fraction, and none on"):
+        build_train_valid_test_datasets(path, tokenizer, 64, validation_fraction=0.001)
+
+
 def test_a_folder_has_a_file_per_split(tmp_path: Path, tokenizer: Tokenizer) -> None:
     write(tmp_path / "train-00000-of-00002.jsonl", ROWS[:3])
     write(tmp_path / "train-00001-of-00002.jsonl", ROWS[3:5])
