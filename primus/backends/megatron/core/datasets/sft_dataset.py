@@ -130,7 +130,8 @@ class SFTDataset(Dataset[dict[str, torch.Tensor]]):
     def _set_up(self, data: TokenizedDataset, settings: "_Settings", files: Sequence[Path]) -> None:
         if not len(data) and (used := data.ledger.num_used):
             raise DataError(
-                f"{', '.join(map(str, files))}: all {used} conversations fall on one side of sft_validation_fraction, and"
+                f"{', '.join(map(str, files))}: all {used} conversations fall on one side of"
+                " sft_validation_fraction, and"
                 " none on the other; choose another fraction, or name files to validate on"
             )
         if not len(data):
