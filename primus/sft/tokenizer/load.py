@@ -67,6 +67,8 @@ def _from_file(path: Path) -> SFTTokenizer:
             raise TokenizerError(f"{name}: is not a tokenizer.json (it has no model); name another file")
         config_path = path.with_name("tokenizer_config.json")
         config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.exists() else {}
+        if not isinstance(config, dict):
+            raise TokenizerError(f"{config_path}: is not a JSON object; repair it, or put the tokenizer elsewhere")
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as exc:
         raise TokenizerError(f"{name}: can't be read as a tokenizer ({exc}); name a tokenizer.json or .model") from exc
     return _fast(text, name=name, **{key: _token_text(config.get(key)) for key in _SPECIAL_NAMES})
@@ -92,8 +94,9 @@ def _auto(source: str) -> SFTTokenizer:
     from transformers import AutoTokenizer  # noqa: PLC0415
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as exc:
+        # Left to its default, a tokenizer that comes with code of its own makes transformers ask on the terminal.
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as exc:
         reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
         raise TokenizerError(
             f"{source}: AutoTokenizer can't load it ({reason}); name a folder, a tokenizer.json or a .model file"

@@ -34,7 +34,8 @@ class SentencePieceTokenizer(SFTTokenizer):
         self.name = name
         self._proto = proto.ModelProto()
         try:
-            self._proto.ParseFromString(model)
+            if self._proto.ParseFromString(model) == 0:  # bytes read; the library takes an empty model without a word
+                raise DecodeError("the file is empty")
             self._official = sentencepiece.SentencePieceProcessor(model_proto=model)
         except (DecodeError, RuntimeError) as exc:
             raise TokenizerError(
