@@ -2,7 +2,9 @@
 """ChatML through tokenizers of unusual make: what holds for all of them, and what each has got wrong before."""
 
 import itertools
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -344,3 +346,34 @@ def test_an_object_that_fails_is_refused_with_its_reason() -> None:
         load_tokenizer(Failing())
     with pytest.raises(TokenizerError, match=r"Nothing: fails to encode '' \('NoneType' object is not iterable\)"):
         load_tokenizer(Nothing())
+
+
+# --- files that are no tokenizers ---
+
+
+def test_an_empty_model_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.model").write_bytes(b"")
+    with pytest.raises(TokenizerError, match=r"a\.model: is no SentencePiece model"):
+        load_tokenizer(tmp_path / "a.model")
+
+
+def test_a_configuration_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    byte_level().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json: is not a JSON object; repair it"):
+        load_tokenizer(tmp_path / "tokenizer.json")
+    with pytest.raises(TokenizerError, match="AutoTokenizer can't load it"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_with_code_of_its_own_is_refused_without_asking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(*_: object) -> str:
+        raise AssertionError("a question on the terminal")
+
+    monkeypatch.setattr("builtins.input", ask)
+    config = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(TokenizerError, match="AutoTokenizer can't load it .*custom code"):
+        load_tokenizer(tmp_path)
