@@ -91,8 +91,8 @@ def megatron_on_cpu() -> Iterator[None]:
         (torch.cuda, "synchronize", _synchronize),
         (megatron_random, "_CUDA_RNG_STATE_TRACKER", CpuRNGStatesTracker()),
         (megatron_random, "_CUDA_RNG_STATE_TRACKER_INITIALIZED", True),
-        (megatron_random, "_get_cuda_rng_state", _get_rng_state),
-        (megatron_random, "_set_cuda_rng_state", _set_rng_state),
+        (megatron_random, "_get_cuda_rng_state", _no_rng_state),
+        (megatron_random, "_set_cuda_rng_state", _no_rng_state),
     )
     with ExitStack() as stack:
         for owner, name, value in replacements:
@@ -105,13 +105,9 @@ def _current_device() -> torch.device:
     return _CPU
 
 
-def _synchronize(device: object = None) -> None:
-    del device
+def _synchronize(_: object = None) -> None:
+    """Wait for nothing."""
 
 
-def _get_rng_state(*_: object, **__: object) -> torch.Tensor:
-    return torch.get_rng_state()
-
-
-def _set_rng_state(state: torch.Tensor, *_: object, **__: object) -> None:
-    torch.set_rng_state(state)
+def _no_rng_state(*_: object, **__: object) -> None:
+    """Stand for the random state of a GPU; Megatron saves and restores that of the CPU beside it."""

@@ -18,8 +18,7 @@ from typing import TypeVar
 import torch
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
-from torch._C._distributed_c10d import HashStore, PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed import HashStore, PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 
 from primus.backends.megatron.cpu import megatron_on_cpu
 from primus.backends.megatron.replacement import replaced

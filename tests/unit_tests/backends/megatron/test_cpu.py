@@ -70,6 +70,15 @@ def test_recomputed_activations_give_the_same_losses(
     assert tiny.read_losses(again) == tiny.read_losses(kept)
 
 
+def test_recomputation_leaves_nothing_behind_for_a_gpu_that_never_comes(tiny: ModuleType, tmp_path: Path) -> None:
+    def num_queued(train_iters: int) -> int:
+        before = len(torch.cuda._queued_calls)
+        tiny.run_tiny(tiny.tiny_config(tmp_path, train_iters=train_iters, recompute_granularity="full"))
+        return len(torch.cuda._queued_calls) - before
+
+    assert num_queued(4) == num_queued(1)
+
+
 def test_an_uncaught_exception_is_shown_as_before_a_run(tiny: ModuleType, tmp_path: Path) -> None:
     before = sys.excepthook
     tiny.run_tiny(tiny.tiny_config(tmp_path, train_iters=1))
