@@ -375,5 +375,5 @@ def test_a_tokenizer_with_code_of_its_own_is_refused_without_asking(
     monkeypatch.setattr("builtins.input", ask)
     config = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(TokenizerError, match="AutoTokenizer can't load it .*custom code"):
+    with pytest.raises(TokenizerError, match=r"AutoTokenizer can't load it .*custom code"):
         load_tokenizer(tmp_path)
