@@ -134,7 +134,9 @@ class Conversation:
         Splits go by it: two copies of a conversation can't land on different sides of a train/validation split.
         """
         facts: list[Any] = [list(self.tools)]
-        for m in self.messages:
+        # Tools bring a system turn along, so an empty one in front of them changes nothing.
+        skipped = 1 if self.tools and self.messages[0] == Message("system", "") else 0
+        for m in self.messages[skipped:]:
             calls = [[c.name, c.arguments] for c in m.tool_calls]
             facts.append([m.role, m.content, calls, m.reasoning])
         text = json.dumps(facts, ensure_ascii=False, separators=(",", ":"))

@@ -97,7 +97,7 @@ def parse_message(message: object, *, place: str) -> Message:
             tool_calls=tool_calls,
             tool_call_id=_optional_string(message, "tool_call_id", place),
             name=_optional_string(message, "name", place),
-            reasoning=_optional_string(message, "reasoning_content", place),
+            reasoning=_optional_string(message, "reasoning_content", place) or None,
             weight=_weight(message, place),
         )
     except ConversationError as exc:
@@ -142,6 +142,11 @@ def _from_single_turn(row: Mapping[str, Any], messages_fields: Sequence[str], or
             f" {wanted};"
             " rename the fields, or name the messages with sft_messages_field",
             reason="fields",
+        )
+    if row.get("tools") or row.get("functions"):
+        raise ConversationError(
+            f"{origin}: a single-turn row has tools, which only rows with messages can have; write it as messages",
+            reason="tools",
         )
     input_text = _only(row, INPUT_FIELDS, origin)
     system = _only(row, SYSTEM_FIELDS, origin)

@@ -71,6 +71,14 @@ def read_rows(path: str | Path) -> Iterator[Row]:
         raise DataError(f"{path}: the file has no rows; a data file needs at least one")
 
 
+def has_known_format(path: Path) -> bool:
+    """Whether the ending of a file's name is one that `read_rows` takes."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    if suffixes and suffixes[-1] in _COMPRESSIONS:
+        suffixes.pop()
+    return bool(suffixes) and suffixes[-1] in FORMATS
+
+
 def _kind(path: Path) -> str:
     suffixes = [s.lower() for s in path.suffixes]
     if suffixes and suffixes[-1] in _COMPRESSIONS:
@@ -225,9 +233,29 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     index = 0
     try:
         with pq.ParquetFile(path) as file:
+            _refuse_merged_objects(path, file.schema_arrow)
             for batch in file.iter_batches(batch_size=256):
                 for value in batch.to_pylist():
                     yield Row(f"{path}[{index}]", value=value)
                     index += 1
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as exc:
         raise DataError(f"{path}: not a readable Parquet file ({exc}); make or copy the file again") from exc
+
+
+def _refuse_merged_objects(path: Path, schema: Any) -> None:
+    """Refuse objects with free keys in Parquet, where every row has been given the keys of all others."""
+    import pyarrow as pa  # noqa: PLC0415
+
+    def refuse(field: Any) -> None:
+        kind = field.type
+        if field.name in {"arguments", "parameters"} and pa.types.is_struct(kind):
+            raise DataError(
+                f"{path}: {field.name!r} is a struct, in which Parquet gives each row the keys of all rows, so calls"
+                " would be"
+                " trained with arguments that nobody wrote; store it as a JSON string"
+            )
+        for i in range(kind.num_fields):
+            refuse(kind.field(i))
+
+    for field in schema:
+        refuse(field)

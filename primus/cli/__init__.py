@@ -42,6 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # find the broken pipe again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except OSError as error:
+        # A path that cannot be read or written is the user's to mend; an error without a path is ours.
+        if error.filename is None:
+            raise
+        failures.report(
+            [f"{error.filename}: {error.strerror}; check the path, its permissions and the disk"], exit_code=USER_ERROR
+        )
+        return USER_ERROR
 
 
 def _write_any_character() -> None:

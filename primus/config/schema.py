@@ -187,7 +187,7 @@ class OptimizationKeys(_Section):
     """AdamW's epsilon."""
     clip_grad: NonNegativeFloat = 1.0
     """Limit of the global gradient norm; 0 does not clip."""
-    seed: NonNegativeInt = 1234
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 1234
     """Seed of the weights, the order of the data, and dropout."""
     bf16: bool = False
     """Train in bfloat16 with float32 main weights; false trains in float32."""

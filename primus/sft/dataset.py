@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, get_args
 
 import numpy as np
 from typing_extensions import Self
@@ -46,6 +46,9 @@ class EncodingOptions:
         messages_field: The field, or fields, with a row's messages.
         add_bos: Begin with BOS; None does what the tokenizer does by itself.
         add_eos: End with EOS.
+
+    Raises:
+        ValueError: If an option has a value that does not exist.
     """
 
     supervise_end_of_turn: bool = False
@@ -55,6 +58,17 @@ class EncodingOptions:
     messages_field: str | tuple[str, ...] = "messages"
     add_bos: bool | None = None
     add_eos: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("supervise_turns", self.supervise_turns, get_args(SuperviseTurns)),
+            ("truncation", self.truncation, get_args(Truncation)),
+            ("bad_rows", self.bad_rows, get_args(BadRows)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} is {value!r}, not one of {', '.join(choices)}")
+        if not self.messages_field:
+            raise ValueError("messages_field names no field")
 
 
 class TokenizedDataset:
@@ -82,7 +96,15 @@ class TokenizedDataset:
         self._is_end = _concatenate([c.is_end_K for c in conversations], np.bool_)
         self._weights = _concatenate([c.weights_K for c in conversations], np.float32)
         digest = hashlib.blake2b(digest_size=16)
-        for array in (self.num_tokens_N, self._tokens, self._span_bounds, self._spans, self._turns, self._weights):
+        for array in (
+            self.num_tokens_N,
+            self._tokens,
+            self._span_bounds,
+            self._spans,
+            self._turns,
+            self._is_end,
+            self._weights,
+        ):
             digest.update(np.ascontiguousarray(array).tobytes())
         self.fingerprint = digest.hexdigest()
 
@@ -140,7 +162,12 @@ def tokenize_files(
     Raises:
         DataError: If a file can't be read; with `bad_rows` error, if any row is bad: the first ones are listed and the
             rest is counted.
+        ValueError: If `max_seq_length` or `validation_fraction` is out of range.
     """
+    if max_seq_length < 1:
+        raise ValueError(f"max_seq_length is {max_seq_length}, not at least 1")
+    if not 0 <= validation_fraction < 1:
+        raise ValueError(f"validation_fraction is {validation_fraction}, not at least 0 and below 1")
     ledger = Ledger()
     splits = {TRAIN_SPLIT: _Split(), VALIDATION_SPLIT: _Split()}
     problems: list[str] = []
@@ -256,6 +283,8 @@ class _Quarantine:
 
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
         self._stack.close()
+        if self._file is None and self._path is not None and exc_type is None:
+            self._path.unlink(missing_ok=True)  # of an earlier run, whose rows have been repaired
         if self._file is not None and self._path is not None:
             if exc_type is None:
                 self._part.replace(self._path)

@@ -99,6 +99,8 @@ def encode_conversation(
         )
     except ConversationError as exc:
         raise ConversationError(f"{conversation.origin}: {exc}", reason=exc.reason) from exc
+    except TokenizerError as exc:
+        raise ConversationError(f"{conversation.origin}: {exc}", reason="tokenizer") from exc
     front, back = special_ids(tokenizer, add_bos=add_bos, add_eos=add_eos)
     spans = _supervised(rendered.spans, supervise_end_of_turn=supervise_end_of_turn, supervise_turns=supervise_turns)
     return EncodedConversation(

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What became of every row that was read; the counts sum to the rows."""
 
+import json
+import os
 from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 TRAINED: Final = "trained"
@@ -90,7 +94,7 @@ class Ledger:
               2 trained: in the training data
               1 bad:role: quarantined (a.jsonl:3)
         """
-        lines = [f"{self.num_rows:,} rows read"]
+        lines = [f"{self.num_rows:,} {'row' if self.num_rows == 1 else 'rows'} read"]
         for outcome, count in sorted(self.outcomes.items(), key=lambda item: (item[0] not in _USED, item[0])):
             where = self.origins.get(outcome, [])
             examples = f" ({', '.join(where[:3])}{', ...' if len(where) > 3 else ''})" if where else ""
@@ -106,3 +110,17 @@ class Ledger:
         for field, count in self.ignored_fields.most_common():
             lines.append(f"  {count:,} rows have the message field {field!r}, which has no meaning here and is ignored")
         return lines
+
+
+def write_ledgers(ledgers: Mapping[str, Ledger], *, path: Path) -> None:
+    """Write ledgers with the origins of all rows that are not used, as one JSON object.
+
+    Args:
+        ledgers: The ledger of each split.
+        path: The file; written beside and renamed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    document = {name: ledger.to_dict() for name, ledger in ledgers.items()}
+    part.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which files a data set has, and on which side of a train/validation split a conversation falls."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from primus.chat.messages import Conversation
-from primus.chat.reading import FORMATS
+from primus.chat.reading import has_known_format
 from primus.errors import ConfigError
 
 TRAIN_SPLIT = "train"
@@ -32,13 +33,39 @@ def resolve_files(dataset_name: str | Path | Sequence[str | Path], *, split: str
     files = [file for name in dataset_name for file in _resolve(Path(name), split)]
     if not files:
         raise ConfigError("sft_dataset_name: names no file; name at least one")
+    seen: set[Path] = set()
+    for file in files:
+        if file.resolve() in seen:
+            raise ConfigError(f"{file}: is named twice, and its rows would be trained twice; name it once")
+        seen.add(file.resolve())
     return tuple(files)
+
+
+def require_folder(dataset_name: str | Path | Sequence[str | Path], *, split: str, key: str) -> None:
+    """Refuse a named split of something that has no splits: a file would be its own validation data.
+
+    Args:
+        dataset_name: The data set.
+        split: The split that is asked for.
+        key: The configuration key that asks for it.
+
+    Raises:
+        ConfigError: If one of the data set's names is not a folder.
+    """
+    for name in (dataset_name,) if isinstance(dataset_name, str | Path) else dataset_name:
+        if not Path(name).is_dir():
+            raise ConfigError(
+                f"{key}: {name} is not a folder with a file per split, so it has no split {split!r}; hold out a"
+                " fraction"
+                " with sft_validation_fraction, or name files to validate on"
+            )
 
 
 def _resolve(path: Path, split: str) -> list[Path]:
     if path.is_dir():
-        data = sorted(f for f in path.iterdir() if f.is_file() and any(suffix in FORMATS for suffix in f.suffixes))
-        files = [f for f in data if f.name.split(".")[0] == split or f.name.startswith(f"{split}-")]
+        data = sorted(f for f in path.iterdir() if f.is_file() and has_known_format(f))
+        shard = re.compile(re.escape(split) + r"(-\d+(-of-\d+)?)?\.[^-]+")
+        files = [f for f in data if shard.fullmatch(f.name)]
         if not files:
             found = ", ".join(f.name for f in data) or "no data file"
             raise ConfigError(

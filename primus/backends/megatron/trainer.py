@@ -27,6 +27,7 @@ from primus.backends.megatron.progress import reporter
 from primus.backends.megatron.step import StepOutcome, TrainingStep
 from primus.config.schema import ModelKeys, TrainConfig, TrainerConfig
 from primus.errors import ConfigError
+from primus.sft.ledger import write_ledgers
 from primus.sft.order import SequenceOrder
 from primus.sft.tokenizer import load_tokenizer
 
@@ -100,8 +101,13 @@ def run_training(config: TrainConfig) -> TrainingResult:
     build_layout(config.trainer, world_size=process.world_size)
     tokenizer = load_tokenizer(source)
     train, validation = build_datasets(config, tokenizer=tokenizer, writes_quarantine=process.rank == 0)
-    for line in train.ledger.lines():
+    ledgers = {"train": train.ledger}
+    if validation is not None and validation.ledger is not train.ledger:
+        ledgers["validation"] = validation.ledger
+    for line in (line for ledger in ledgers.values() for line in ledger.lines()):
         logger.info("%s", line)
+    if process.rank == 0:
+        write_ledgers(ledgers, path=config.exp_dir / "logs" / "ledger.json")
     facts = TokenizerFacts(name=source, vocab_size=tokenizer.vocab_size, adds_bos=tokenizer.adds_bos)
     return train_on(config, process=process, train=train, validation=validation, tokenizer=facts)
 
@@ -173,7 +179,8 @@ def _run_facts(
         model=ModelKeys(**trainer.model_dump(include=set(ModelKeys.model_fields))),
         vocab_size=vocabulary.used,
         padded_vocab_size=vocabulary.padded,
-        tokenizer_model=tokenizer.name,
+        # A run may be exported from another folder.
+        tokenizer_model=str(Path(tokenizer.name).resolve()) if Path(tokenizer.name).exists() else tokenizer.name,
         sft_conversation_format=trainer.sft_conversation_format,
         add_bos=tokenizer.adds_bos if trainer.sft_add_bos is None else trainer.sft_add_bos,
         params_dtype="bfloat16" if trainer.bf16 else "float32",

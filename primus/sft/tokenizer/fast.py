@@ -62,6 +62,8 @@ class FastTokenizer(SFTTokenizer):
         self.eos_id = None if eos_token is None else official.token_to_id(eos_token)
         pad_id = None if pad_token is None else official.token_to_id(pad_token)
         self.pad_id = next((i for i in (pad_id, self.eos_id) if i is not None), 0)
+        if self.bos_id is None and first and first[0] in self.control_tokens.values():
+            self.bos_id = first[0]  # a file without a configuration: what it puts in front of a text says so
         self.adds_bos = self.bos_id is not None and first == [self.bos_id]
         self._is_control_V = np.zeros(self.vocab_size, dtype=bool)
         self._is_control_V[list(self.control_tokens.values())] = True

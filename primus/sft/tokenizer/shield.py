@@ -61,6 +61,7 @@ def private_spelling(index: int, length: int, *, area: int) -> str:
         >>> [hex(ord(character)) for character in private_spelling(3, 2, area=0x100000)]
         ['0x100003', '0x100003']
     """
+    assert index < _AREA_SIZE, "more control tokens than private characters"
     return chr(area + index) * length
 
 

@@ -322,3 +322,15 @@ def test_lines_are_read_in_constant_memory(suffix: str, num_lines: int, tmp_path
         tracemalloc.stop()
     assert count == num_lines
     assert peak < 2_000_000
+
+
+def test_tool_arguments_as_a_struct_are_refused_because_parquet_merges_their_keys(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    calls = [{"function": {"name": "f", "arguments": {"a": 1}}}, {"function": {"name": "g", "arguments": {"b": "z"}}}]
+    rows = [{"messages": [{"role": "assistant", "tool_calls": [call]}]} for call in calls]
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    with pytest.raises(
+        DataError, match="'arguments' is a struct, in which Parquet gives each row the keys of all rows"
+    ):
+        list(read_rows(path))

@@ -99,7 +99,7 @@ def test_help_of_a_group_lists_its_commands() -> None:
         (["train", "--config", TINY, "lr=fast"], "command line: lr: 'fast' is not a number"),
         (
             ["train", "--config", TINY, "--nproc-per-node=5"],
-            "12 is not a multiple of micro_batch_size 12 x 5 data-parallel",
+            "24 is not a multiple of micro_batch_size 24 x 5 data-parallel",
         ),
         (["checkpoint", "export-hf", "a"], "primus checkpoint export-hf: the following arguments are required: DIR"),
         (["checkpoint", "export-hf", "a", "b", "c"], "primus checkpoint export-hf: 'c' is too much"),
@@ -180,3 +180,9 @@ def test_a_terminal_without_a_character_shows_its_code() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "\\u27e6\n")
+
+
+def test_a_folder_that_cannot_be_made_is_one_line_and_exit_2() -> None:
+    (line,) = refuse("train", "--config", TINY, "workspace=/dev/null/x", "train_iters=1", "num_layers=1")
+    assert line.startswith("/dev/null/")
+    assert "check the path, its permissions and the disk" in line

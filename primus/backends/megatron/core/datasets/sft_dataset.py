@@ -34,7 +34,7 @@ from primus.sft.formatters import (
 from primus.sft.ledger import TRAINED, VALIDATION, Ledger
 from primus.sft.masking import next_token_targets
 from primus.sft.order import SequenceOrder
-from primus.sft.sources import TRAIN_SPLIT, VALIDATION_SPLIT, resolve_files
+from primus.sft.sources import TRAIN_SPLIT, VALIDATION_SPLIT, require_folder, resolve_files
 from primus.sft.tokenizer import SFTTokenizer, load_tokenizer
 
 logger = logging.getLogger("primus")
@@ -115,6 +115,12 @@ class SFTDataset(Dataset[dict[str, torch.Tensor]]):
                 add_eos=add_eos,
             ),
         )
+        if validation_fraction > 0 and split not in {TRAIN_SPLIT, VALIDATION_SPLIT}:
+            raise ConfigError(
+                f"split: {split!r} is neither {TRAIN_SPLIT!r} nor {VALIDATION_SPLIT!r}, the two that a"
+                " validation_fraction"
+                " makes; name one of them"
+            )
         held_out = validation_fraction > 0 and split == VALIDATION_SPLIT
         files = resolve_files(dataset_name, split=TRAIN_SPLIT if validation_fraction > 0 else split)
         pair = settings.tokenize(files, validation_fraction=validation_fraction, quarantine_path=quarantine_path)
@@ -133,6 +139,11 @@ class SFTDataset(Dataset[dict[str, torch.Tensor]]):
                 f"{', '.join(map(str, files))}: all {used} conversations fall on one side of"
                 " sft_validation_fraction, and"
                 " none on the other; choose another fraction, or name files to validate on"
+            )
+        if not len(data) and data.ledger.num_bad == data.ledger.num_rows:
+            raise DataError(
+                f"{', '.join(map(str, files))}: all {data.ledger.num_rows} rows are bad; look at them with"
+                " sft_bad_rows: error, or in the quarantine"
             )
         if not len(data):
             summary = "; ".join(line.strip() for line in data.ledger.lines())
@@ -216,6 +227,11 @@ class _Settings:
         is_validation: bool = False,
     ) -> tuple[TokenizedDataset, TokenizedDataset]:
         formatter = self.loaded_formatter
+        if self.options.supervise_end_of_turn and not formatter.control_markers:
+            raise ConfigError(
+                f"{self.tokenizer.name}: has no EOS token, with which this format ends a turn, so the model would never"
+                " learn to stop; take a tokenizer that has one, or turn sft_supervise_end_of_turn off"
+            )
         _warn_about_markers(self.tokenizer, formatter)
         return tokenize_files(
             files,
@@ -288,6 +304,14 @@ def build_train_valid_test_datasets(
         seed=seed,
         options=options or EncodingOptions(),
     )
+    if train_val_test_num_samples is not None and len(train_val_test_num_samples) != len(("train", "valid", "test")):
+        raise ValueError(f"train_val_test_num_samples has {len(train_val_test_num_samples)} numbers, not 3")
+    for what, named in (("sft_validation_split", validation_split), ("test_split", test_split)):
+        if named is not None:
+            require_folder(dataset_name, split=named, key=what)
+    for unused in ("validation", "test"):
+        if quarantine_dir is not None:
+            (quarantine_dir / f"{unused}.jsonl").unlink(missing_ok=True)
     wanted = [bool(num) for num in train_val_test_num_samples or (1, any(ways), bool(test_dataset_name or test_split))]
     files = resolve_files(dataset_name, split=split)
     train_data, held_out = settings.tokenize(

@@ -281,3 +281,108 @@ def test_a_formatter_may_be_a_name_or_an_object(tmp_path: Path, tokenizer: Token
     with pytest.raises(ConfigError, match="there is no format 'chatlm'; did you mean 'chatml'"):
         SFTDataset(path, tokenizer, 300, formatter="chatlm")
     assert type(create_formatter("messages")) is OpenAIMessagesFormatter
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"truncation": "left"}, "truncation is 'left', not one of error, drop, right"),
+        ({"bad_rows": "ignore"}, "bad_rows is 'ignore', not one of error, quarantine"),
+        ({"supervise_turns": "first"}, "supervise_turns is 'first', not one of all, last"),
+        ({"messages_field": []}, "messages_field names no field"),
+        ({"validation_fraction": -1}, "validation_fraction is -1, not at least 0 and below 1"),
+        ({"validation_fraction": float("nan")}, "validation_fraction is nan"),
+        ({"max_seq_length": 0}, "max_seq_length is 0, not at least 1"),
+    ],
+)
+def test_an_option_that_does_not_exist_is_refused(
+    options: dict[str, Any], message: str, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        SFTDataset(write(tmp_path / "a.jsonl", ROWS), tokenizer, **{"max_seq_length": 64, **options})
+
+
+def test_a_fraction_makes_two_splits_and_no_third(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write(tmp_path / "a.jsonl", ROWS)
+    with pytest.raises(ConfigError, match="split: 'test' is neither 'train' nor 'validation'"):
+        SFTDataset(path, tokenizer, 64, split="test", validation_fraction=0.5)
+    with pytest.raises(ValueError, match="train_val_test_num_samples has 2 numbers, not 3"):
+        build_train_valid_test_datasets(path, tokenizer, 64, (1, 0))
+
+
+def test_a_file_has_no_named_splits(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write(tmp_path / "a.jsonl", ROWS)
+    with pytest.raises(ConfigError, match=r"sft_validation_split: .*a.jsonl is not a folder with a file per split"):
+        build_train_valid_test_datasets(path, tokenizer, 99, validation_split="validation")
+
+
+def test_a_folder_gives_the_files_of_a_split_and_no_others(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    for name in ("train.jsonl", "train-heldout.jsonl", "train.jsonl.bak", "validation.jsonl"):
+        write(tmp_path / name, ROWS[:1])
+    assert len(SFTDataset(tmp_path, tokenizer, 99)) == 1
+
+
+def test_a_file_named_twice_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write(tmp_path / "a.jsonl", ROWS)
+    with pytest.raises(ConfigError, match="is named twice, and its rows would be trained twice"):
+        SFTDataset([path, tmp_path / "." / "a.jsonl"], tokenizer, 99)
+
+
+def test_rows_that_render_alike_fall_on_one_side(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    rows: list[Any] = []
+    for i in range(50):
+        plain, empty = chat(f"q{i}", "a"), chat(f"q{i}", "a")
+        empty["messages"][1]["reasoning_content"] = ""
+        tools = [{"type": "function", "function": {"name": f"f{i}"}}]
+        with_system = chat("q", "a", tools=tools)
+        with_system["messages"].insert(0, {"role": "system", "content": ""})
+        rows += [plain, empty, chat("q", "a", tools=tools), with_system]
+    path = write(tmp_path / "a.jsonl", rows)
+    train, valid, _ = build_train_valid_test_datasets(path, tokenizer, 999, validation_fraction=0.5)
+    assert valid is not None
+    sides = [{tuple(data[i]["input_ids"].tolist()) for i in range(len(data))} for data in (train, valid)]
+    assert not sides[0] & sides[1]
+
+
+def test_a_row_that_the_tokenizer_fails_on_is_a_bad_row_with_its_place(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    class Composes:
+        """Can only encode and decode, and changes some texts."""
+
+        vocab_size = 400
+
+        def encode(self, text: str) -> list[int]:
+            return list(tokenizer.encode(text.replace("e\u0301", "\u00e9")).ids)
+
+        def decode(self, ids: list[int]) -> str:
+            return str(tokenizer.decode(ids, skip_special_tokens=False))
+
+    path = write(tmp_path / "a.jsonl", [ROWS[0], chat("q", "cafe\u0301")])
+    with pytest.raises(DataError, match=rf"{path}:2: Composes: offsets can't be recovered"):
+        SFTDataset(path, Composes(), 99)
+    dataset = SFTDataset(path, Composes(), 99, bad_rows="quarantine")
+    assert dataset.ledger.outcomes == {"trained": 1, "bad:tokenizer": 1}
+
+
+def test_a_format_that_can_not_end_a_turn_is_refused_where_the_end_is_to_be_trained(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    path = write(tmp_path / "a.jsonl", ROWS[20:])
+    with pytest.raises(ConfigError, match="has no EOS token, with which this format ends a turn"):
+        SFTDataset(path, tokenizer, 300, formatter="alpaca", supervise_end_of_turn=True)
+
+
+def test_a_quarantine_file_of_an_earlier_run_goes_when_the_rows_are_repaired(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    path, quarantine = write(tmp_path / "a.jsonl", [*BAD, ROWS[0]]), tmp_path / "bad.jsonl"
+    SFTDataset(path, tokenizer, 99, bad_rows="quarantine", quarantine_path=quarantine)
+    assert quarantine.exists()
+    write(path, ROWS)
+    SFTDataset(path, tokenizer, 99, bad_rows="quarantine", quarantine_path=quarantine)
+    assert not quarantine.exists()
+
+
+def test_a_file_of_bad_rows_says_so(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write(tmp_path / "a.jsonl", BAD)
+    with pytest.raises(DataError, match=rf"{path}: all 6 rows are bad; look at them"):
+        SFTDataset(path, tokenizer, 99, bad_rows="quarantine")
