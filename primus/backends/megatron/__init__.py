@@ -3,6 +3,7 @@
 
 In the order a run passes through them:
 
+    datasets        the configuration -> training and validation data; core/datasets/sft_dataset has SFTDataset
     layout          processes, micro-batches, steps: integers only
     distributed     this process's rank and device; process groups; tear-down
     cpu             what megatron-core needs where there is no accelerator
@@ -16,6 +17,9 @@ In the order a run passes through them:
     metrics         metrics.jsonl and TensorBoard; loss_curve draws the first
     progress        what a person sees meanwhile
     trainer         the run itself, from a configuration to a trained model
+
+Before a run `plan`, with `memory` and `parameter_count`, says what it will be, and `launch` starts several processes.
+After it `hf_export` makes a Hugging Face folder of a checkpoint.
 """
 
 import warnings

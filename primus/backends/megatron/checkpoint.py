@@ -71,7 +71,7 @@ def save_checkpoint(save: Path, *, model: DistributedDataParallel, optimizer: Me
         with _writers_in_this_process():
             dist_checkpointing.save(_sharded_state(model, optimizer, is_loading=False), str(partial))
         return on_first_rank(lambda: finish_folder(partial, save=save, run=run))
-    except (OSError, CheckpointingException, CheckpointException) as exc:
+    except (OSError, RuntimeError, CheckpointingException, CheckpointException) as exc:
         raise CheckpointError(
             f"{save}: the checkpoint of step {run.iteration} cannot be written ({_reason(exc)}); "
             f"check the free space and the permissions"

@@ -11,6 +11,8 @@ import pytest
 from primus.backends.megatron.trainer import TrainingResult, run_training
 from primus.errors import ConfigError, LayoutError, TrainingError
 
+DEMO_TOKENIZER = Path(__file__).parents[4] / "examples" / "data" / "demo-tokenizer"
+
 
 def untimed(result: TrainingResult) -> list[dict[str, Any]]:
     lines = map(json.loads, result.metrics_path.read_text().splitlines())
@@ -104,6 +106,33 @@ def test_a_run_that_breaks_saves_no_broken_weights(tiny: ModuleType, tmp_path: P
     with pytest.raises(TrainingError, match=r"step \d: the loss is nan .* look at tiny.jsonl:12$"):
         tiny.run_tiny(tiny.tiny_config(tmp_path), train=data)
     assert not (tmp_path / "primus" / "user" / "tiny" / "checkpoints").exists()
+
+
+def test_conversations_on_disk_become_a_trained_model(tiny: ModuleType, tmp_path: Path) -> None:
+    def conversation(name: str) -> str:
+        turns = [("user", f"Hi, I am {name}."), ("assistant", f"Hello {name}."), ("user", "Who am I?")]
+        turns.append(("assistant", f"You are {name}."))
+        return json.dumps({"messages": [{"role": role, "content": content} for role, content in turns]})
+
+    data = tmp_path / "conversations.jsonl"
+    data.write_text("\n".join(conversation(f"{first}{last}") for first in "ABCDEF" for last in ("da", "li", "on")))
+    config = tiny.tiny_config(
+        tmp_path,
+        tokenizer_model=str(DEMO_TOKENIZER),
+        sft_dataset_name=str(data),
+        sft_validation_fraction=0.2,
+        seq_length=64,
+        max_position_embeddings=64,
+        train_iters=12,
+        lr=0.02,
+    )
+    result = run_training(config)
+    losses = tiny.read_losses(result)
+    assert losses[-1] < 0.7 * losses[0]
+    assert result.validation_loss is not None
+    facts = json.loads((result.checkpoint / "run.json").read_text())
+    assert Path(facts["tokenizer_model"]) == DEMO_TOKENIZER
+    assert facts["add_bos"] is False
 
 
 def test_a_run_needs_a_tokenizer(tiny: ModuleType, tmp_path: Path) -> None:
