@@ -26,21 +26,33 @@ for name, code in json.loads(sys.argv[1]).items():
 print(json.dumps(outcomes))
 """
 _REPORT = """
-import os, sys, time
+import os, pathlib, signal, sys, time
 from primus.cli.failures import report
 rank = int(os.environ["RANK"])
+def wait_for_rank_1(name):
+    while not pathlib.Path(os.environ["OUT"], name).exists():
+        time.sleep(0.01)
+    time.sleep(0.1)
+def tell_rank_0(name):
+    pathlib.Path(os.environ["OUT"], name).touch()
+"""
+_ENDS_BY_SIGNAL = """
+if rank:
+    tell_rank_0("{name}")
+    os.kill(os.getpid(), signal.{name})
+wait_for_rank_1("{name}")
+report(["lost the peer"], exit_code=1)
+sys.exit(1)
 """
 CODES = {
     "all well": "import os, pathlib; pathlib.Path(os.environ['OUT'], os.environ['RANK']).write_text("
     "f\"{os.environ['OMP_NUM_THREADS']} {os.environ['WORLD_SIZE']} {os.environ['PRIMUS_LAUNCHER_PID']}\")",
     "one fails, the other waits": "import os, sys, time; os.environ['RANK'] == '1' or time.sleep(60); sys.exit(7)",
     "rank 1 fails, and rank 0 because of it": _REPORT
-    + "time.sleep(0.03 * (rank == 0)); report([f'rank {rank} says why'], exit_code=2 if rank else 1); time.sleep(rank);"
-    + "sys.exit(1)",
-    "rank 1 crashes, and rank 0 because of it": _REPORT
-    + "rank and os.kill(os.getpid(), 11); time.sleep(0.03); report(['lost the peer'], exit_code=1); sys.exit(1)",
-    "rank 1 is killed, and rank 0 fails because of it": _REPORT
-    + "rank and os.kill(os.getpid(), 9); time.sleep(0.03); report(['lost the peer'], exit_code=1); sys.exit(1)",
+    + "rank or wait_for_rank_1('report'); report([f'rank {rank} says why'], exit_code=2 if rank else 1);"
+    + "rank and tell_rank_0('report'); time.sleep(rank); sys.exit(1)",
+    "rank 1 crashes, and rank 0 because of it": _REPORT + _ENDS_BY_SIGNAL.format(name="SIGSEGV"),
+    "rank 1 is killed, and rank 0 fails because of it": _REPORT + _ENDS_BY_SIGNAL.format(name="SIGKILL"),
     "rank 1 reports, and rank 0 does not end": _REPORT
     + "import signal; rank or signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(0.3 * rank);"
     + "rank and report(['rank 1 says why'], exit_code=2); time.sleep(0 if rank else 60); sys.exit(2)",
