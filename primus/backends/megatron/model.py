@@ -6,7 +6,6 @@ Shapes: S positions, B sequences, N targets of a micro-batch, H width of the res
 
 import logging
 import warnings
-from dataclasses import dataclass
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
@@ -16,49 +15,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from primus.backends.megatron.attention import build_layer_modules
-from primus.backends.megatron.parameter_count import padded_vocab_size
 from primus.config.schema import TrainerConfig
-from primus.errors import ConfigError
 
 logger = logging.getLogger("primus")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Vocabulary:
-    """Rows of the embedding."""
-
-    used: int
-    """Rows that stand for a token."""
-    padded: int
-    """All rows; those behind the used ones make the tensor-parallel shares equal."""
-
-
-def build_vocabulary(trainer: TrainerConfig, *, tokenizer: str, num_ids: int) -> Vocabulary:
-    """Choose the rows of the embedding.
-
-    Args:
-        trainer: The trainer module of the run.
-        tokenizer: The tokenizer's name, for messages.
-        num_ids: The tokenizer's largest id + 1.
-
-    Returns:
-        The rows.
-
-    Raises:
-        ConfigError: If `vocab_size` is set to less than the tokenizer needs.
-    """
-    used = trainer.vocab_size or num_ids
-    if used < num_ids:
-        raise ConfigError(
-            f"vocab_size: {used} is less than the {num_ids} ids of the tokenizer {tokenizer}; "
-            f"set it to at least {num_ids}, or to null"
-        )
-    padded = padded_vocab_size(
-        used,
-        divisible_by=trainer.make_vocab_size_divisible_by,
-        tensor_parallel=trainer.tensor_model_parallel_size,
-    )
-    return Vocabulary(used=used, padded=padded)
 
 
 class TargetsOnlyGPTModel(GPTModel):  # type: ignore[misc]

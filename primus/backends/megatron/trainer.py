@@ -21,8 +21,9 @@ from primus.backends.megatron.evaluation import evaluate, parameters_gathered
 from primus.backends.megatron.layout import build_layout, num_steps
 from primus.backends.megatron.loss_curve import draw_loss_curve
 from primus.backends.megatron.metrics import EvaluationMetrics, Metrics, StepMetrics, metrics_writer, read_metrics
-from primus.backends.megatron.model import Vocabulary, build_model, build_vocabulary
+from primus.backends.megatron.model import build_model
 from primus.backends.megatron.optimizer import build_optimizer, build_scheduler
+from primus.backends.megatron.parameter_count import Vocabulary, build_vocabulary
 from primus.backends.megatron.progress import reporter
 from primus.backends.megatron.step import StepOutcome, TrainingStep
 from primus.config.schema import ModelKeys, TrainConfig, TrainerConfig

@@ -8,8 +8,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from primus.backends.megatron.distributed import seed_weights
-from primus.backends.megatron.model import build_model, build_vocabulary
-from primus.backends.megatron.parameter_count import count_parameters
+from primus.backends.megatron.model import build_model
+from primus.backends.megatron.parameter_count import build_vocabulary, count_parameters
 from primus.errors import ConfigError
 
 CPU = torch.device("cpu")
