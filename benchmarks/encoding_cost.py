@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cost of long conversations: time per token of 400 turns over that of 4 turns.
+"""The cost of long conversations: processor time per token of 400 turns over that of 4 turns.
 
     python benchmarks/encoding_cost.py [TOKENIZER]
 

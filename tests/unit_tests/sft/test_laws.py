@@ -286,6 +286,8 @@ def check_bytes_give_the_librarys_offsets(conversation: Conversation, tokenizer:
     ]
     by_bytes = tokenizer._encode_by_bytes(rendered.text, controls)
     reference = tokenizer._official.encode(rendered.text, add_special_tokens=False)
+    # Only a normalizer may make the bytes of the tokens differ from those of the text.
+    assert by_bytes is not None or tokenizer._official.normalizer is not None
     if by_bytes is not None:
         assert by_bytes[0].tolist() == reference.ids
         assert list(map(tuple, by_bytes[1].tolist())) == reference.offsets
