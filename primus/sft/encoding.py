@@ -11,7 +11,7 @@ import numpy as np
 
 from primus.chat.messages import Conversation
 from primus.errors import ConversationError, TokenizerError
-from primus.sft.formatters import CharSpan, ConversationFormatter
+from primus.sft.formatters import CharSpan, ConversationFormatter, RenderedConversation
 from primus.sft.masking import BoolArray, FloatArray, IntArray, assistant_mask, token_spans, token_weights
 from primus.sft.tokenizer import SFTTokenizer
 
@@ -61,6 +61,24 @@ class EncodedConversation:
         return int(lengths_K[self.weights_K > 0].clip(min=0).sum())
 
 
+@dataclass(frozen=True, slots=True)
+class TracedConversation:
+    """An encoded conversation with the way that led to it, for looking at it and for checking it.
+
+    Attributes:
+        conversation: The conversation.
+        rendered: Its text and spans.
+        encoded: Its tokens and what of them is trained.
+        offsets_T2: Characters `[start, end)` of the text that each token stands for; a BOS or EOS that the text does
+            not hold has no width.
+    """
+
+    conversation: Conversation
+    rendered: RenderedConversation
+    encoded: EncodedConversation
+    offsets_T2: IntArray
+
+
 def encode_conversation(
     conversation: Conversation,
     *,
@@ -71,6 +89,28 @@ def encode_conversation(
     add_bos: bool | None = None,
     add_eos: bool = False,
 ) -> EncodedConversation:
+    """The tokens of a conversation and what of them is trained: `trace_conversation` without the way there."""
+    return trace_conversation(
+        conversation,
+        formatter=formatter,
+        tokenizer=tokenizer,
+        supervise_end_of_turn=supervise_end_of_turn,
+        supervise_turns=supervise_turns,
+        add_bos=add_bos,
+        add_eos=add_eos,
+    ).encoded
+
+
+def trace_conversation(
+    conversation: Conversation,
+    *,
+    formatter: ConversationFormatter,
+    tokenizer: SFTTokenizer,
+    supervise_end_of_turn: bool,
+    supervise_turns: SuperviseTurns = "all",
+    add_bos: bool | None = None,
+    add_eos: bool = False,
+) -> TracedConversation:
     """Render and tokenize a conversation, and find its assistant tokens.
 
     The tokens do not depend on what is supervised; only the weights do.
@@ -81,11 +121,11 @@ def encode_conversation(
         tokenizer: Gives the tokens.
         supervise_end_of_turn: Whether the end of a trained turn is a target.
         supervise_turns: `all` trains every assistant turn, `last` only the last one of the conversation.
-        add_bos: Begin with BOS; None does what the tokenizer does by itself.
+        add_bos: Begin with BOS; None does what the tokenizer does by itself, unless the format writes BOS itself.
         add_eos: End with EOS, which is never a target: the assistant has stopped at its end of turn before.
 
     Returns:
-        The encoded conversation.
+        The encoded conversation with its text.
 
     Raises:
         RenderError: If the format has no form for the conversation.
@@ -101,9 +141,11 @@ def encode_conversation(
         raise ConversationError(f"{conversation.origin}: {exc}", reason=exc.reason) from exc
     except TokenizerError as exc:
         raise ConversationError(f"{conversation.origin}: {exc}", reason="tokenizer") from exc
-    front, back = special_ids(tokenizer, add_bos=add_bos, add_eos=add_eos)
+    front, back = special_ids(
+        tokenizer, add_bos=False if add_bos is None and formatter.writes_bos else add_bos, add_eos=add_eos
+    )
     spans = _supervised(rendered.spans, supervise_end_of_turn=supervise_end_of_turn, supervise_turns=supervise_turns)
-    return EncodedConversation(
+    encoded = EncodedConversation(
         tokens_T=np.concatenate([np.array(front, dtype=np.int64), encoding.ids_T, np.array(back, dtype=np.int64)]),
         token_spans_K2=token_spans(encoding.offsets_T2, spans) + len(front),
         turns_K=np.array([span.turn for span in spans], dtype=np.int64),
@@ -112,6 +154,11 @@ def encode_conversation(
         origin=conversation.origin,
         num_splits=encoding.num_splits,
     )
+    end = len(rendered.text)
+    offsets_T2 = np.concatenate(
+        [np.zeros((len(front), 2), np.int64), encoding.offsets_T2, np.full((len(back), 2), end)]
+    )
+    return TracedConversation(conversation, rendered, encoded, offsets_T2)
 
 
 def special_ids(tokenizer: SFTTokenizer, *, add_bos: bool | None, add_eos: bool) -> tuple[list[int], list[int]]:

@@ -6,7 +6,7 @@ import difflib
 from primus.errors import ConfigError
 from primus.sft.formatters.alpaca import AlpacaFormatter
 from primus.sft.formatters.openai import IM_END, IM_START, OpenAIMessagesFormatter
-from primus.sft.formatters.rendered import CharSpan, ConversationFormatter, RenderedConversation, SpanKind
+from primus.sft.formatters.rendered import CharSpan, ConversationFormatter, RenderedConversation, SpanKind, TurnSpan
 
 FORMATTER_NAMES = ("openai", "messages", "chatml", "alpaca")
 
@@ -43,5 +43,6 @@ __all__ = [
     "OpenAIMessagesFormatter",
     "RenderedConversation",
     "SpanKind",
+    "TurnSpan",
     "create_formatter",
 ]

@@ -4,6 +4,8 @@
 Source of the words: github.com/tatsu-lab/stanford_alpaca, `train.py`, PROMPT_DICT.
 """
 
+from dataclasses import replace
+
 from primus.chat.messages import Conversation
 from primus.chat.parse import single_turn
 from primus.errors import RenderError
@@ -16,6 +18,7 @@ _INTRODUCTION_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context."
     " Write a response that appropriately completes the request."
 )
+_RESPONSE_HEADER = "### Response:\n"
 
 
 class AlpacaFormatter:
@@ -30,6 +33,7 @@ class AlpacaFormatter:
     def __init__(self, *, end_of_turn: str = "") -> None:
         self._end_of_turn = end_of_turn
         self.control_markers = (end_of_turn,) if end_of_turn else ()
+        self.writes_bos = False
 
     def format_conversation(
         self, instruction: str, response: str, input_text: str | None = None, system_prompt: str | None = None
@@ -86,10 +90,23 @@ class AlpacaFormatter:
         if user.input_start is not None:
             instruction = f"{user.content[: user.input_start]}### Input:\n{user.content[user.input_start :]}\n\n"
             introduction = _INTRODUCTION_WITH_INPUT
-        out.text(f"{system or introduction}\n\n### Instruction:\n{instruction}### Response:\n")
-        weight = 1.0 if assistant.weight is None else assistant.weight
         turn = len(messages) - 1
-        out.span(out.text(assistant.content), kind="content", turn=turn, weight=weight)
-        if self._end_of_turn:
-            out.span(out.marker(self._end_of_turn), kind="end_of_turn", turn=turn, weight=weight)
+        with out.turn(0 if system else None):
+            out.text(f"{system or introduction}\n\n")
+        with out.turn(turn - 1):
+            out.text(f"### Instruction:\n{instruction}")
+        with out.turn(turn):
+            out.text(_RESPONSE_HEADER)
+            weight = 1.0 if assistant.weight is None else assistant.weight
+            out.span(out.text(assistant.content), kind="content", turn=turn, weight=weight)
+            if self._end_of_turn:
+                out.span(out.marker(self._end_of_turn), kind="end_of_turn", turn=turn, weight=weight)
         return out.build()
+
+    def render_prompt(self, conversation: Conversation, turn: int) -> RenderedConversation:
+        """Render everything up to the response, the only assistant turn."""
+        whole = self.render(conversation)
+        if turn != whole.turns[-1].turn:
+            raise ValueError(f"turn {turn} is not the assistant's, which is {whole.turns[-1].turn}")
+        turns = [*whole.turns[:-1], replace(whole.turns[-1], end=whole.spans[0].start)]
+        return RenderedConversation(whole.text[: whole.spans[0].start], spans=(), markers=(), turns=tuple(turns))

@@ -2,6 +2,7 @@
 r"""ChatML: every message as `<|im_start|>role\ncontent<|im_end|>\n`."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from primus.chat.messages import Conversation, Message
@@ -34,6 +35,7 @@ class OpenAIMessagesFormatter:
     """
 
     control_markers = (IM_START, IM_END)
+    writes_bos = False
 
     def format_messages(self, messages: Sequence[Mapping[str, Any] | Message]) -> tuple[str, list[tuple[int, int]]]:
         r"""Render messages, and say where the assistant's words are.
@@ -89,27 +91,39 @@ class OpenAIMessagesFormatter:
         """Render a conversation; every conversation has a form in ChatML."""
         return _render(conversation.messages, tools=conversation.tools)
 
+    def render_prompt(self, conversation: Conversation, turn: int) -> RenderedConversation:
+        """Render the messages before an assistant turn and the header of the answer."""
+        prompt = _render(conversation.messages[:turn], tools=conversation.tools, is_prompt=True)
+        return replace(prompt, spans=())
 
-def _render(messages: Sequence[Message], *, tools: Sequence[str]) -> RenderedConversation:
+
+def _render(messages: Sequence[Message], *, tools: Sequence[str], is_prompt: bool = False) -> RenderedConversation:
     out = TextBuilder()
     if tools and (not messages or messages[0].role != "system"):
-        _turn(out, "system", _with_tools("", tools))
+        _write(out, "system", _with_tools("", tools))
     for turn, message in enumerate(messages):
-        if message.role == "assistant":
-            out.marker(IM_START)
-            out.text("assistant\n")
-            weight = 1.0 if message.weight is None else message.weight
-            out.span(out.text(assistant_text(message)), kind="content", turn=turn, weight=weight)
-            out.span(out.marker(IM_END), kind="end_of_turn", turn=turn, weight=weight)
-            out.text("\n")
-        else:
-            first_system = turn == 0 and message.role == "system"
-            content = _with_tools(message.content, tools) if tools and first_system else message.content
-            _turn(out, message.role, content)
+        with out.turn(turn):
+            if message.role == "assistant":
+                _header(out)
+                weight = 1.0 if message.weight is None else message.weight
+                out.span(out.text(assistant_text(message)), kind="content", turn=turn, weight=weight)
+                out.span(out.marker(IM_END), kind="end_of_turn", turn=turn, weight=weight)
+                out.text("\n")
+            else:
+                first_system = turn == 0 and message.role == "system"
+                content = _with_tools(message.content, tools) if tools and first_system else message.content
+                _write(out, message.role, content)
+    if is_prompt:
+        _header(out)
     return out.build()
 
 
-def _turn(out: TextBuilder, role: str, content: str) -> None:
+def _header(out: TextBuilder) -> None:
+    out.marker(IM_START)
+    out.text("assistant\n")
+
+
+def _write(out: TextBuilder, role: str, content: str) -> None:
     out.marker(IM_START)
     out.text(f"{role}\n{content}")
     out.marker(IM_END)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a formatter gives: the training text, and what in it is what."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -30,19 +31,37 @@ class CharSpan:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnSpan:
+    """Everything that the format wrote for one message, in characters of the rendered text.
+
+    Attributes:
+        start: First character of the header.
+        end: One past the last character of the message's end.
+        turn: Index of the message in the conversation.
+    """
+
+    start: int
+    end: int
+    turn: int
+
+
+@dataclass(frozen=True, slots=True)
 class RenderedConversation:
     """The text of one training sequence.
 
     Attributes:
-        text: What is tokenized, without BOS and EOS.
+        text: What is tokenized. BOS and EOS are in it only where the format writes them itself.
         spans: Disjoint pieces of the assistant's turns, in order.
         markers: `[start, end)` of every place where the format itself put a marker such as `<|im_end|>`. Only there may
             the tokenizer produce a control token; the same characters inside a message are plain text.
+        turns: Disjoint pieces of text, in order, with the message that each was written for. What was written for none
+            (BOS, a system turn of the format's own) is in no piece.
     """
 
     text: str
     spans: tuple[CharSpan, ...]
     markers: tuple[tuple[int, int], ...]
+    turns: tuple[TurnSpan, ...] = ()
 
 
 class ConversationFormatter(Protocol):
@@ -51,6 +70,11 @@ class ConversationFormatter(Protocol):
     @property
     def control_markers(self) -> Sequence[str]:
         """The markers that ought to be single control tokens of the tokenizer."""
+        ...
+
+    @property
+    def writes_bos(self) -> bool:
+        """Whether the text begins as the model expects, so that no BOS is put in front (chat templates)."""
         ...
 
     def render(self, conversation: Conversation) -> RenderedConversation:
@@ -67,6 +91,21 @@ class ConversationFormatter(Protocol):
         """
         ...
 
+    def render_prompt(self, conversation: Conversation, turn: int) -> RenderedConversation:
+        """Render what a server gives the model to write an assistant turn: the messages before it, and a header.
+
+        Args:
+            conversation: The conversation.
+            turn: Index of the assistant message.
+
+        Returns:
+            The text with its markers and turns, and no spans.
+
+        Raises:
+            RenderError: If the format has no form for it. The message begins with the origin.
+        """
+        ...
+
 
 class TextBuilder:
     """Collects text while keeping the positions of what matters."""
@@ -76,6 +115,7 @@ class TextBuilder:
         self._length = 0
         self._spans: list[CharSpan] = []
         self._markers: list[tuple[int, int]] = []
+        self._turns: list[TurnSpan] = []
 
     def text(self, text: str) -> tuple[int, int]:
         """Append text; gives the characters `[start, end)` that it takes."""
@@ -94,6 +134,14 @@ class TextBuilder:
         """Note that a place is a piece of an assistant turn."""
         self._spans.append(CharSpan(*place, kind=kind, turn=turn, weight=weight))
 
+    @contextmanager
+    def turn(self, turn: int | None) -> Iterator[None]:
+        """Note that what is appended meanwhile is written for a message; None for no message."""
+        start = self._length
+        yield
+        if turn is not None:
+            self._turns.append(TurnSpan(start, self._length, turn))
+
     def build(self) -> RenderedConversation:
         """What was collected."""
-        return RenderedConversation("".join(self._parts), tuple(self._spans), tuple(self._markers))
+        return RenderedConversation("".join(self._parts), tuple(self._spans), tuple(self._markers), tuple(self._turns))
