@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -56,19 +57,87 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     """
     path = Path(path)
     kind = _kind(path)
-    if not path.exists():
-        raise DataError(f"{path}: no such file; check the path (relative paths start at {Path.cwd()})")
-    if not path.is_file():
-        raise DataError(f"{path}: is not a file; name a {', '.join(FORMATS)} file")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: the file is empty; a data file needs at least one row")
+    _check_file(path)
     rows = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}[kind](path)
     count = 0
     for row in rows:
         count += 1
         yield row
     if count == 0:
-        raise DataError(f"{path}: the file has no rows; a data file needs at least one")
+        raise DataError(_no_rows(path))
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise DataError(f"{path}: no such file; check the path (relative paths start at {Path.cwd()})")
+    if not path.is_file():
+        raise DataError(f"{path}: is not a file; name a {', '.join(FORMATS)} file")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty; a data file needs at least one row")
+
+
+def _no_rows(path: Path) -> str:
+    return f"{path}: the file has no rows; a data file needs at least one"
+
+
+@dataclass(frozen=True, slots=True)
+class RowBatch:
+    """Rows that stand together in a file, not decoded yet where the file is one of lines.
+
+    Attributes:
+        path: The file, as it was named.
+        first_line: Number of the first line in `lines`, from 1.
+        lines: Whole lines as they stand in the file.
+        decoded: The rows, of a file that is not read by lines.
+    """
+
+    path: str
+    first_line: int = 1
+    lines: bytes = b""
+    decoded: tuple[Row, ...] = ()
+
+    def __iter__(self) -> Iterator[Row]:
+        """The rows, decoded."""
+        yield from self.decoded
+        for number, line in enumerate(self.lines.split(b"\n") if self.lines else (), start=self.first_line):
+            if line.strip():
+                yield _decode(line, origin=f"{self.path}:{number}")
+
+
+def read_row_batches(path: str | Path, *, batch_bytes: int) -> Iterator[RowBatch]:
+    """Yield the rows of a data file in batches, which another process can decode.
+
+    Args:
+        path: A file that `read_rows` takes.
+        batch_bytes: About how many bytes of lines one batch holds.
+
+    Yields:
+        The batches, in order.
+
+    Raises:
+        DataError: As `read_rows` does.
+    """
+    path = Path(path)
+    if _kind(path) != ".jsonl":
+        for rows in _chunked(read_rows(path), size=256):
+            yield RowBatch(str(path), decoded=rows)
+        return
+    _check_file(path)
+    has_rows, number = False, 1
+    with _open_bytes(path) as file:
+        while lines := file.readlines(batch_bytes):
+            if number == 1:
+                lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
+            has_rows = has_rows or any(line.strip() for line in lines)
+            yield RowBatch(str(path), first_line=number, lines=b"".join(lines))
+            number += len(lines)
+    if not has_rows:
+        raise DataError(_no_rows(path))
+
+
+def _chunked(rows: Iterator[Row], *, size: int) -> Iterator[tuple[Row, ...]]:
+    while chunk := tuple(islice(rows, size)):
+        yield chunk
 
 
 def has_known_format(path: Path) -> bool:

@@ -16,9 +16,9 @@ from typing import IO, Any, Literal, get_args
 import numpy as np
 from typing_extensions import Self
 
+from primus.chat.conversations import Reading, SourceOptions, read_conversations
 from primus.chat.messages import Conversation
-from primus.chat.parse import parse_conversation
-from primus.chat.reading import Row, read_rows
+from primus.chat.reading import Row
 from primus.errors import ConversationError, DataError
 from primus.sft.encoding import EncodedConversation, SuperviseTurns, encode_conversation
 from primus.sft.formatters import ConversationFormatter
@@ -172,9 +172,10 @@ def tokenize_files(
     splits = {TRAIN_SPLIT: _Split(), VALIDATION_SPLIT: _Split()}
     problems: list[str] = []
     with _Quarantine(quarantine_path if options.bad_rows == "quarantine" else None) as quarantine:
-        for row in (row for file in files for row in read_rows(file)):
+        for reading in read_conversations(files, SourceOptions(messages_field=options.messages_field)):
+            [row] = reading.rows
             try:
-                conversation = _parse(row, options.messages_field)
+                [conversation] = _conversations(reading)
                 ledger.ignored_fields.update(conversation.ignored_fields)
                 side = split_of(conversation, validation_fraction=validation_fraction)
                 encoded = _encode(
@@ -209,10 +210,10 @@ def tokenize_files(
     return train, held_out
 
 
-def _parse(row: Row, messages_field: str | tuple[str, ...]) -> Conversation:
-    if row.error is not None:
-        raise ConversationError(row.error, reason="not_json")
-    return parse_conversation(row.value, origin=row.origin, messages_field=messages_field)
+def _conversations(reading: Reading) -> tuple[Conversation, ...]:
+    if reading.error is not None:
+        raise reading.error
+    return reading.conversations
 
 
 def _encode(
