@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any Hugging Face chat template as a format, with the exact place of what the assistant wrote."""
+
+from primus.sft.formatters.template.conversion import CallForm, template_messages, template_tools
+from primus.sft.formatters.template.environment import ChatTemplate, render_template
+
+__all__ = ["CallForm", "ChatTemplate", "render_template", "template_messages", "template_tools"]
