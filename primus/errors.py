@@ -6,7 +6,8 @@
     ├── DataError              what is in a data file
     │   ├── ConversationError  a row is not a valid conversation
     │   ├── RenderError        the format has no form for a conversation
-    │   └── TokenizerError     a tokenizer cannot do what is asked
+    │   ├── TokenizerError     a tokenizer cannot do what is asked
+    │   └── EngineError        a fast engine gives other ids than the reference; nothing goes on
     ├── LayoutError            a parallel layout that cannot run
     ├── CheckpointError        a checkpoint that cannot be read or written
     └── TrainingError          training that cannot go on
@@ -63,6 +64,10 @@ class RenderError(ConversationError):
 
 class TokenizerError(DataError):
     """A tokenizer cannot be loaded, or cannot do what is asked of it."""
+
+
+class EngineError(DataError):
+    """A fast tokenizer engine gives other ids than the reference, so none of its ids can be trusted."""
 
 
 class LayoutError(PrimusError):

@@ -22,6 +22,16 @@ class Command:
 
 COMMANDS = {
     "train": Command(module="primus.cli.train", summary="train a model on conversations, or plan to (--dry-run)"),
+    "data convert": Command(
+        module="primus.cli.data.convert", summary="write conversations of any format as OpenAI messages"
+    ),
+    "data check": Command(
+        module="primus.cli.data.check", summary="prove, row by row, that exactly the right tokens train"
+    ),
+    "data show": Command(module="primus.cli.data.show", summary="see what is trained, in the terminal or as a page"),
+    "data stats": Command(
+        module="primus.cli.data.stats", summary="count turns, tokens, lengths, duplicates and oddities"
+    ),
     "checkpoint export-hf": Command(
         module="primus.cli.export_hf", summary="write a checkpoint as a Hugging Face folder"
     ),

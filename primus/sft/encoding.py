@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from primus.chat.messages import Conversation
-from primus.errors import ConversationError, TokenizerError
+from primus.errors import ConversationError, EngineError, TokenizerError
 from primus.sft.formatters import CharSpan, ConversationFormatter, RenderedConversation
 from primus.sft.masking import BoolArray, FloatArray, IntArray, assistant_mask, token_spans, token_weights
 from primus.sft.tokenizer import SFTTokenizer
@@ -141,6 +141,8 @@ def trace_conversation(
         raise ConversationError(f"{conversation.origin}: {exc}", reason=exc.reason) from exc
     except TokenizerError as exc:
         raise ConversationError(f"{conversation.origin}: {exc}", reason="tokenizer") from exc
+    except EngineError as exc:
+        raise EngineError(f"{conversation.origin}: {exc}") from exc
     front, back = special_ids(
         tokenizer, add_bos=False if add_bos is None and formatter.writes_bos else add_bos, add_eos=add_eos
     )

@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -14,9 +15,12 @@ from tokenizers import Tokenizer, decoders
 from primus.sft.tokenizer import shield
 from primus.sft.tokenizer.base import Control, IntArray, SFTTokenizer, as_arrays, is_control_spelling
 from primus.sft.tokenizer.byte_level import char_offsets
+from primus.sft.tokenizer.engine import FastEngine, proven_engine
 
 # Long enough that the cost of a call does not count, short enough for the processor's caches.
 _STRETCH_CHARS = 8192
+# Building and proving the fast engine takes about as long as encoding this much without it.
+_CHARS_BEFORE_ENGINE = 2_000_000
 
 
 class FastTokenizer(SFTTokenizer):
@@ -73,6 +77,7 @@ class FastTokenizer(SFTTokenizer):
             token_id for token_id, token in added.items() if not (token.lstrip or token.normalized or token.single_word)
         }
         self._token_bytes = _token_bytes(official) if isinstance(official.decoder, decoders.ByteLevel) else None
+        self._num_chars = 0
         self._twins: dict[int, tuple[Tokenizer, Mapping[int, str]]] = {}
         self._continuations: dict[int, Tokenizer] = {}
         facts = repr((sorted(self.control_tokens.items()), self.bos_id, self.eos_id, self.pad_id))
@@ -105,13 +110,33 @@ class FastTokenizer(SFTTokenizer):
             if control.id in self._clean_cuts and control.start - cuts[-1] >= _STRETCH_CHARS:
                 cuts.append(control.start)
         stretches = [text[start:end] for start, end in pairwise([*cuts, len(text)])]
-        encodings = self._official.encode_batch_fast(stretches, add_special_tokens=False)
-        ids = [token_id for encoding in encodings for token_id in encoding.ids]
+        ids = self._ids(stretches)
         pieces = [self._token_bytes[token_id] for token_id in ids]
         if b"".join(pieces) != text.encode():
             return None  # a normalizer has changed the text, or a control token has taken whitespace in
         lengths_T = np.fromiter(map(len, pieces), dtype=np.int64, count=len(pieces))
         return np.array(ids, dtype=np.int64), char_offsets(text, lengths_T)
+
+    def _ids(self, stretches: Sequence[str]) -> list[int]:
+        """The ids of stretches of text, from the fast engine once enough is encoded to make up for building it."""
+        self._num_chars += sum(map(len, stretches))
+        if self._num_chars > _CHARS_BEFORE_ENGINE and self._engine is not None:
+            return [token_id for stretch in stretches for token_id in self._engine.encode(stretch)]
+        encodings = self._official.encode_batch_fast(stretches, add_special_tokens=False)
+        return [token_id for encoding in encodings for token_id in encoding.ids]
+
+    @cached_property
+    def _engine(self) -> FastEngine | None:
+        """The fast engine, if there is one that is proven for this tokenizer."""
+        if os.environ.get("PRIMUS_FAST_TOKENIZER", "1") == "0":
+            return None
+        return proven_engine(
+            json.dumps(self._json), reference=self._reference_ids, control_tokens=self.control_tokens, name=self.name
+        )
+
+    def _reference_ids(self, text: str) -> list[int]:
+        ids: list[int] = self._official.encode(text, add_special_tokens=False).ids
+        return ids
 
     def _encode_continuation(self, text: str) -> tuple[IntArray, IntArray]:
         area = shield.free_area(text, name=self.name)

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `primus data check`, `show` and `stats` are asked about: data files with options, or the YAML file of a run."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from primus.chat.conversations import SourceOptions
+from primus.cli.parsing import CommandParser, positive_int
+from primus.config import load_config
+from primus.config.schema import DataKeys
+from primus.errors import ConfigError
+from primus.sft.dataset import EncodingOptions
+from primus.sft.recipe import Recipe
+from primus.sft.sources import resolve_files
+from primus.sft.workers import num_cores
+
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
+_CONFIG_SUFFIXES = (".yaml", ".yml")
+
+
+def add_request_arguments(parser: CommandParser) -> None:
+    """Add the arguments that name data, format and tokenizer.
+
+    Args:
+        parser: The command's parser.
+    """
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="data files, patterns or folders; or the YAML file of a run, with key=value to change it",
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="T", help="a folder or name for AutoTokenizer, a tokenizer.json or .model"
+    )
+    parser.add_argument("--format", metavar="F", help="the conversation format (sft_conversation_format; openai)")
+    parser.add_argument("--chat-template", metavar="FILE", help="a chat template, for --format template")
+    parser.add_argument("--from", dest="source_format", metavar="F", help="the source format of the rows (auto)")
+    parser.add_argument("--messages-field", metavar="NAME", help="the field with a row's messages (messages)")
+    parser.add_argument("--seq-length", type=positive_int, metavar="N", help="positions of a training sequence")
+    parser.add_argument("--split", metavar="NAME", help="the split of a folder (train)")
+    parser.add_argument("--workers", type=positive_int, metavar="N", help="processes (all cores)")
+
+
+def build_recipe(options: argparse.Namespace) -> Recipe:
+    """The recipe that the arguments ask for.
+
+    Args:
+        options: The parsed arguments.
+
+    Returns:
+        The recipe; of a run's YAML file, the one that the run trains with.
+
+    Raises:
+        ConfigError: If the arguments don't fit together, or the YAML file can't be used.
+    """
+    overrides = [word for word in options.sources if _OVERRIDE.fullmatch(word) and not Path(word).exists()]
+    names = [word for word in options.sources if word not in overrides]
+    configs = [name for name in names if name.endswith(_CONFIG_SUFFIXES)]
+    if not configs:
+        return _from_arguments(names, overrides, options)
+    if len(names) > 1:
+        raise ConfigError(
+            f"{configs[0]}: stands beside {len(names) - 1} more sources; name one YAML file, or data files"
+        )
+    given = [
+        f"--{name.replace('_', '-')}" for name in ("source_format", "messages_field", "split") if vars(options)[name]
+    ]
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)}: go with data files; with a YAML file write key=value, such as sft_dataset_split=..."
+        )
+    return _from_config(configs[0], overrides, options)
+
+
+def num_workers(options: argparse.Namespace) -> int:
+    """Processes that the arguments ask for."""
+    return int(options.workers or num_cores())
+
+
+def _from_arguments(names: Sequence[str], overrides: Sequence[str], options: argparse.Namespace) -> Recipe:
+    if overrides:
+        raise ConfigError(
+            f"{overrides[0]}: key=value goes with the YAML file of a run; with data files use the options"
+        )
+    if options.tokenizer is None:
+        raise ConfigError(
+            "--tokenizer: is missing; give a folder or name for AutoTokenizer, a tokenizer.json or a .model"
+        )
+    keys = DataKeys()
+    return Recipe(
+        files=resolve_files(tuple(names), split=options.split or keys.sft_dataset_split),
+        source=SourceOptions(
+            format=options.source_format or "auto", messages_field=options.messages_field or keys.sft_messages_field
+        ),
+        tokenizer=options.tokenizer,
+        conversation_format=options.format or keys.sft_conversation_format,
+        chat_template=options.chat_template,
+        max_seq_length=options.seq_length,
+        options=_encoding_options(keys),
+    )
+
+
+def _from_config(path: str, overrides: Sequence[str], options: argparse.Namespace) -> Recipe:
+    keys = load_config(path, overrides=overrides).trainer
+    assert keys.sft_dataset_name is not None, "a rule of the configuration"
+    return Recipe(
+        files=resolve_files(keys.sft_dataset_name, split=keys.sft_dataset_split),
+        source=SourceOptions(messages_field=keys.sft_messages_field),
+        tokenizer=options.tokenizer or keys.tokenizer_model or "",
+        conversation_format=options.format or keys.sft_conversation_format,
+        chat_template=options.chat_template,
+        max_seq_length=options.seq_length or keys.seq_length,
+        options=_encoding_options(keys),
+    )
+
+
+def _encoding_options(keys: DataKeys) -> EncodingOptions:
+    return EncodingOptions(
+        supervise_end_of_turn=keys.sft_supervise_end_of_turn,
+        supervise_turns=keys.sft_supervise_turns,
+        messages_field=keys.sft_messages_field,
+        add_bos=keys.sft_add_bos,
+        add_eos=keys.sft_add_eos,
+    )

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How rows become training sequences: plain values from which any process builds the same formatter and tokenizer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from primus.chat.conversations import SourceOptions
+from primus.chat.messages import Conversation
+from primus.sft.dataset import EncodingOptions
+from primus.sft.encoding import TracedConversation, trace_conversation
+from primus.sft.formatters import ConversationFormatter, create_formatter
+from primus.sft.tokenizer import SFTTokenizer, load_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """What a data set is made from and how.
+
+    Attributes:
+        files: Data files.
+        source: How their rows are read.
+        tokenizer: Anything that `load_tokenizer` takes by name.
+        conversation_format: Name of the format.
+        chat_template: File of the chat template, for the format `template`; None takes the tokenizer's.
+        chat_template_kwargs: Variables for the chat template.
+        max_seq_length: Positions of a training sequence; None if any length will do.
+        options: What is a target, and what happens to rows that do not fit.
+    """
+
+    files: tuple[Path, ...]
+    source: SourceOptions
+    tokenizer: str
+    conversation_format: str = "openai"
+    chat_template: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    max_seq_length: int | None = None
+    options: EncodingOptions = field(default_factory=lambda: EncodingOptions(supervise_end_of_turn=True))
+
+    def build(self) -> "Encoder":
+        """The formatter and the tokenizer, loaded.
+
+        Returns:
+            What turns conversations into training sequences.
+
+        Raises:
+            TokenizerError: If the tokenizer can't be used.
+            ConfigError: If there is no such format.
+        """
+        tokenizer = load_tokenizer(self.tokenizer)
+        formatter = create_formatter(self.conversation_format, eos_token=tokenizer.eos_token)
+        return Encoder(tokenizer, formatter, self.options)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """What turns conversations into training sequences.
+
+    Attributes:
+        tokenizer: The tokenizer.
+        formatter: The formatter.
+        options: What is a target.
+    """
+
+    tokenizer: SFTTokenizer
+    formatter: ConversationFormatter
+    options: EncodingOptions
+
+    def trace(self, conversation: Conversation) -> TracedConversation:
+        """Render and tokenize a conversation, whatever its length.
+
+        Args:
+            conversation: The conversation.
+
+        Returns:
+            Its tokens, what of them is trained, and the text.
+
+        Raises:
+            ConversationError: If the format has no form for it, or it can't be encoded exactly.
+        """
+        return trace_conversation(
+            conversation,
+            formatter=self.formatter,
+            tokenizer=self.tokenizer,
+            supervise_end_of_turn=self.options.supervise_end_of_turn,
+            supervise_turns=self.options.supervise_turns,
+            add_bos=self.options.add_bos,
+            add_eos=self.options.add_eos,
+        )
