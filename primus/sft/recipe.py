@@ -67,6 +67,11 @@ class Encoder:
     formatter: ConversationFormatter
     options: EncodingOptions
 
+    @property
+    def add_bos(self) -> bool | None:
+        """Whether a sequence begins with BOS; None does what the tokenizer does by itself."""
+        return False if self.options.add_bos is None and self.formatter.writes_bos else self.options.add_bos
+
     def trace(self, conversation: Conversation) -> TracedConversation:
         """Render and tokenize a conversation, whatever its length.
 

@@ -4,8 +4,6 @@
 Source of the words: github.com/tatsu-lab/stanford_alpaca, `train.py`, PROMPT_DICT.
 """
 
-from dataclasses import replace
-
 from primus.chat.messages import Conversation
 from primus.chat.parse import single_turn
 from primus.errors import RenderError
@@ -34,6 +32,7 @@ class AlpacaFormatter:
         self._end_of_turn = end_of_turn
         self.control_markers = (end_of_turn,) if end_of_turn else ()
         self.writes_bos = False
+        self.is_turn_by_turn = True
 
     def format_conversation(
         self, instruction: str, response: str, input_text: str | None = None, system_prompt: str | None = None
@@ -108,5 +107,5 @@ class AlpacaFormatter:
         whole = self.render(conversation)
         if turn != whole.turns[-1].turn:
             raise ValueError(f"turn {turn} is not the assistant's, which is {whole.turns[-1].turn}")
-        turns = [*whole.turns[:-1], replace(whole.turns[-1], end=whole.spans[0].start)]
-        return RenderedConversation(whole.text[: whole.spans[0].start], spans=(), markers=(), turns=tuple(turns))
+
+        return whole.before(whole.spans[0].start)

@@ -36,6 +36,7 @@ class OpenAIMessagesFormatter:
 
     control_markers = (IM_START, IM_END)
     writes_bos = False
+    is_turn_by_turn = True
 
     def format_messages(self, messages: Sequence[Mapping[str, Any] | Message]) -> tuple[str, list[tuple[int, int]]]:
         r"""Render messages, and say where the assistant's words are.

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a formatter gives: the training text, and what in it is what."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from primus.chat.messages import Conversation
@@ -63,6 +64,21 @@ class RenderedConversation:
     markers: tuple[tuple[int, int], ...]
     turns: tuple[TurnSpan, ...] = ()
 
+    def before(self, end: int) -> "RenderedConversation":
+        """The text in front of a character, with its markers and turns, and no spans.
+
+        Args:
+            end: The character.
+
+        Returns:
+            The beginning of this text.
+        """
+        markers = self.markers[: bisect_right(self.markers, (end, -1))]
+        turns = self.turns[: bisect_left(self.turns, end, key=lambda piece: piece.start)]
+        if turns and turns[-1].end > end:
+            turns = (*turns[:-1], replace(turns[-1], end=end))
+        return RenderedConversation(self.text[:end], spans=(), markers=markers, turns=turns)
+
 
 class ConversationFormatter(Protocol):
     """Turns conversations into text, and says which characters the assistant wrote."""
@@ -75,6 +91,11 @@ class ConversationFormatter(Protocol):
     @property
     def writes_bos(self) -> bool:
         """Whether the text begins as the model expects, so that no BOS is put in front (chat templates)."""
+        ...
+
+    @property
+    def is_turn_by_turn(self) -> bool:
+        """Whether each message is written without a look at those behind it, so that a prompt is the text before."""
         ...
 
     def render(self, conversation: Conversation) -> RenderedConversation:

@@ -103,9 +103,53 @@ class SFTTokenizer(ABC):
         """Ids and offsets of plain text that goes on from other text: no control tokens, no prefix space."""
 
     @property
+    def engine_name(self) -> str:
+        """What makes the ids, for people."""
+        return type(self).__name__
+
+    @property
     def eos_token(self) -> str:
         """Text of the EOS token; empty if there is none."""
         return next((text for text, token_id in self.control_tokens.items() if token_id == self.eos_id), "")
+
+    def decode_after(self, front: Sequence[int] | IntArray, ids: Sequence[int] | IntArray) -> str:
+        """The text of ids behind others, as a server streams them.
+
+        By themselves, ids may lose a space at the beginning of a text.
+
+        Args:
+            front: The ids in front of them, of which the last one is enough.
+            ids: The ids.
+
+        Returns:
+            What the text gains by them.
+        """
+        head = [int(i) for i in front[-1:]]
+        return self.decode([*head, *(int(i) for i in ids)])[len(self.decode(head)) :]
+
+    def given_back(self, text: str) -> str:
+        """What a lossy tokenizer gives back for plain text that goes on from other text.
+
+        Args:
+            text: The text.
+
+        Returns:
+            The text itself, if the tokenizer loses nothing of it.
+        """
+        front_T, _ = self._encode_continuation("a")
+        ids_T, _ = self._encode_continuation(text)
+        return self.decode_after(front_T, ids_T)
+
+    def cuts_cleanly(self, word: str) -> bool:  # noqa: ARG002
+        """Whether a control token cuts a text so that what stands behind it has no effect on what stands before it.
+
+        Args:
+            word: The control token's text.
+
+        Returns:
+            False where that is not known.
+        """
+        return False
 
     def encode(
         self,

@@ -75,6 +75,11 @@ class ByteLevelTokenizer(SFTTokenizer):
         facts = repr((self.name, self.vocab_size, sorted(self.control_tokens.items()), probe))
         self.fingerprint = hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
 
+    @property
+    def engine_name(self) -> str:
+        """What makes the ids."""
+        return "tiktoken"
+
     def decode(self, ids: Sequence[int] | IntArray) -> str:
         """The text of ids; bytes that are no text become U+FFFD."""
         return self._encoding.decode_bytes([int(i) for i in ids]).decode(errors="replace")

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -78,15 +78,31 @@ class FastTokenizer(SFTTokenizer):
         }
         self._token_bytes = _token_bytes(official) if isinstance(official.decoder, decoders.ByteLevel) else None
         self._num_chars = 0
+        self._num_bytes_V = np.array([len(word) for word in self._token_bytes or ()], dtype=np.int64)
         self._twins: dict[int, tuple[Tokenizer, Mapping[int, str]]] = {}
         self._continuations: dict[int, Tokenizer] = {}
         facts = repr((sorted(self.control_tokens.items()), self.bos_id, self.eos_id, self.pad_id))
         self.fingerprint = hashlib.blake2b((pipeline + facts).encode(), digest_size=16).hexdigest()
 
+    @property
+    def engine_name(self) -> str:
+        """What makes the ids."""
+        is_fast = self._token_bytes is not None and self._engine is not None
+        return "tokenizers, and fastokens, proven equal" if is_fast else "tokenizers"
+
     def decode(self, ids: Sequence[int] | IntArray) -> str:
         """The text of ids, control tokens included."""
-        text: str = self._official.decode([int(i) for i in ids], skip_special_tokens=False)
+        plain = ids.tolist() if isinstance(ids, np.ndarray) else ids
+        text: str = self._official.decode(plain, skip_special_tokens=False)
         return text
+
+    def decode_after(self, front: Sequence[int] | IntArray, ids: Sequence[int] | IntArray) -> str:
+        """The text of ids behind others."""
+        return self.decode(ids) if self._token_bytes is not None else super().decode_after(front, ids)
+
+    def cuts_cleanly(self, word: str) -> bool:
+        """Whether a control token is found in the text as it stands, before anything else happens to it."""
+        return self.control_tokens.get(word) in self._clean_cuts
 
     def _encode(self, text: str, controls: Sequence[Control]) -> tuple[IntArray, IntArray]:
         ids_T, offsets_T2 = self._encode_by_bytes(text, controls) or _run(self._official, text)
@@ -111,19 +127,18 @@ class FastTokenizer(SFTTokenizer):
                 cuts.append(control.start)
         stretches = [text[start:end] for start, end in pairwise([*cuts, len(text)])]
         ids = self._ids(stretches)
-        pieces = [self._token_bytes[token_id] for token_id in ids]
-        if b"".join(pieces) != text.encode():
+        if b"".join(map(self._token_bytes.__getitem__, ids)) != text.encode():
             return None  # a normalizer has changed the text, or a control token has taken whitespace in
-        lengths_T = np.fromiter(map(len, pieces), dtype=np.int64, count=len(pieces))
-        return np.array(ids, dtype=np.int64), char_offsets(text, lengths_T)
+        ids_T = np.array(ids, dtype=np.int64)
+        return ids_T, char_offsets(text, self._num_bytes_V[ids_T])
 
     def _ids(self, stretches: Sequence[str]) -> list[int]:
         """The ids of stretches of text, from the fast engine once enough is encoded to make up for building it."""
         self._num_chars += sum(map(len, stretches))
         if self._num_chars > _CHARS_BEFORE_ENGINE and self._engine is not None:
-            return [token_id for stretch in stretches for token_id in self._engine.encode(stretch)]
+            return list(chain.from_iterable(map(self._engine.encode, stretches)))
         encodings = self._official.encode_batch_fast(stretches, add_special_tokens=False)
-        return [token_id for encoding in encodings for token_id in encoding.ids]
+        return list(chain.from_iterable(encoding.ids for encoding in encodings))
 
     @cached_property
     def _engine(self) -> FastEngine | None:

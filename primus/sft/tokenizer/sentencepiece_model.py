@@ -57,6 +57,11 @@ class SentencePieceTokenizer(SFTTokenizer):
         self._twins: dict[int, tuple[sentencepiece.SentencePieceProcessor, dict[int, str]]] = {}
         self._continuations: dict[int, sentencepiece.SentencePieceProcessor] = {}
 
+    @property
+    def engine_name(self) -> str:
+        """What makes the ids."""
+        return "sentencepiece"
+
     def decode(self, ids: Sequence[int] | IntArray) -> str:
         """The text of ids, control tokens included."""
         # SentencePiece leaves control symbols out of decoded text, so they are put between the decoded stretches.
