@@ -4,8 +4,11 @@
 import gzip
 import itertools
 import json
+import pickle
 import random
 import re
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -13,38 +16,14 @@ from typing import Any
 import pytest
 import zstandard
 
-from primus.chat import Row, read_rows
-from primus.errors import DataError
+from primus.chat import read_rows
+from primus.chat.reading import read_row_batches
+from primus.chat.reading.lines import read_lines
+from tests.unit_tests.chat.rows_of_files import gz, refusal, values, write, zstd
 
 ROWS: list[Any] = [{"a": 1}, {"a": "ü\u2028\u0085\x0b你好"}, [1, None], "text", {"a": {"b": [True, 1.5]}}]
+KNOWN = ".jsonl, .ndjson, .json, .traj, .csv, .tsv, .parquet, .arrow, .feather"
 LINES = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in ROWS)
-
-
-def write(path: Path, data: bytes) -> Path:
-    path.write_bytes(data)
-    return path
-
-
-def values(path: Path) -> list[Any]:
-    rows = list(read_rows(path))
-    assert [row.error for row in rows] == [None] * len(rows)
-    return [row.value for row in rows]
-
-
-def only_row(path: Path) -> Row:
-    [row] = read_rows(path)
-    return row
-
-
-def gz(data: bytes) -> bytes:
-    """Without the time in it: these bytes are in the names of tests."""
-    return gzip.compress(data, mtime=0)
-
-
-def zstd(data: bytes, *, frames: int = 1, checksum: bool = False) -> bytes:
-    size = -(-len(data) // frames)
-    compressor = zstandard.ZstdCompressor(write_checksum=checksum)
-    return b"".join(compressor.compress(data[i : i + size]) for i in range(0, len(data), size))
 
 
 # --- formats ---
@@ -56,19 +35,13 @@ def test_lines_become_rows_with_their_numbers(tmp_path: Path) -> None:
     assert [row.origin for row in read_rows(path)] == [f"{path}:{i}" for i in range(1, 6)]
 
 
-def test_elements_of_a_list_become_rows_with_their_indices(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.json", json.dumps(ROWS, indent=1).encode())
-    assert values(path) == ROWS
-    assert [row.origin for row in read_rows(path)] == [f"{path}[{i}]" for i in range(5)]
-
-
 def test_a_path_may_be_text(tmp_path: Path) -> None:
     assert [row.value for row in read_rows(str(write(tmp_path / "a.jsonl", LINES)))] == ROWS
 
 
-@pytest.mark.parametrize("name", ["a.JSONL", "data.v2.jsonl", "a.b.JSON"])
+@pytest.mark.parametrize("name", ["a.JSONL", "data.v2.jsonl", "a.b.JSON", "a.ndjson", "a.traj"])
 def test_the_ending_tells_the_format(name: str, tmp_path: Path) -> None:
-    data = LINES if name.lower().endswith("l") else json.dumps(ROWS).encode()
+    data = LINES if name.lower().endswith(("jsonl", "ndjson")) else json.dumps(ROWS).encode()
     assert values(write(tmp_path / name, data)) == ROWS
 
 
@@ -88,29 +61,11 @@ def test_compressed_lines_are_read_through_all_their_parts(suffix: str, data: by
     assert values(write(tmp_path / f"a.jsonl{suffix}", data)) == ROWS
 
 
-@pytest.mark.parametrize(("suffix", "compress"), [(".gz", gz), (".zst", zstandard.compress)])
-def test_a_compressed_list_is_read(suffix: str, compress: Any, tmp_path: Path) -> None:
-    assert values(write(tmp_path / f"a.json{suffix}", compress(json.dumps(ROWS).encode()))) == ROWS
-
-
-def test_parquet_rows_are_read(tmp_path: Path) -> None:
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    rows = [{"messages": [{"role": "user", "content": f"{i}"}], "weight": None} for i in range(600)]
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=100)
-    assert values(path) == rows
-    assert [row.origin for row in read_rows(path)][-1] == f"{path}[599]"
-
-
 @pytest.mark.parametrize("data", [LINES.replace(b"\n", b"\r\n"), LINES.rstrip(b"\n"), b"\xef\xbb\xbf" + LINES])
 def test_line_ends_of_windows_a_missing_last_one_and_a_byte_order_mark_make_no_difference(
     data: bytes, tmp_path: Path
 ) -> None:
     assert values(write(tmp_path / "a.jsonl", data)) == ROWS
-
-
-def test_a_byte_order_mark_in_front_of_a_list_makes_no_difference(tmp_path: Path) -> None:
-    assert values(write(tmp_path / "a.json", b"\xef\xbb\xbf" + json.dumps(ROWS).encode())) == ROWS
 
 
 def test_blank_lines_are_no_rows_but_count_as_lines(tmp_path: Path) -> None:
@@ -172,14 +127,6 @@ def test_a_line_that_can_not_be_decoded_is_a_row_with_a_reason(line: bytes, mess
 # --- files that can't be read ---
 
 
-def refusal(path: Path) -> str:
-    with pytest.raises(DataError, match="^" + re.escape(str(path))) as refused:
-        list(read_rows(path))
-    message = str(refused.value).removeprefix(str(path))
-    assert "\n" not in message
-    return message
-
-
 def test_a_missing_file_is_refused_with_where_relative_paths_start(tmp_path: Path) -> None:
     assert refusal(tmp_path / "no" / "a.jsonl") == (
         f": no such file; check the path (relative paths start at {Path.cwd()})"
@@ -188,13 +135,15 @@ def test_a_missing_file_is_refused_with_where_relative_paths_start(tmp_path: Pat
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").mkdir()
-    assert refusal(tmp_path / "a.jsonl") == ": is not a file; name a .jsonl, .json, .parquet file"
+    assert refusal(tmp_path / "a.jsonl") == f": is not a file; name a {KNOWN} file"
 
 
-@pytest.mark.parametrize("name", ["a", "a.csv", "a.txt", "a.jsonl.bak", "a.gz", ".jsonl", "a.tar.gz"])
+@pytest.mark.parametrize("name", ["a", "a.xlsx", "a.txt", "a.jsonl.bak", "a.gz", ".jsonl", "a.tar.gz", "a.parquet.gz"])
 def test_an_unknown_ending_is_refused_with_the_known_ones(name: str, tmp_path: Path) -> None:
     message = refusal(write(tmp_path / name, LINES))
-    assert message.startswith(": the ending of the name tells no known format; use .jsonl, .json, .parquet (the first")
+    assert message == (
+        f": the ending of the name tells no known format; use {KNOWN} (those of text also with .gz or .zst)"
+    )
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet", "a.jsonl.gz", "a.jsonl.zst"])
@@ -214,32 +163,6 @@ def test_an_empty_file_is_refused(name: str, tmp_path: Path) -> None:
 )
 def test_a_file_without_a_row_is_refused(name: str, data: bytes, tmp_path: Path) -> None:
     assert refusal(write(tmp_path / name, data)) == ": the file has no rows; a data file needs at least one"
-
-
-def test_a_parquet_file_without_a_row_is_refused(tmp_path: Path) -> None:
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    pq.write_table(pa.table({"a": pa.array([], pa.string())}), tmp_path / "a.parquet")
-    assert refusal(tmp_path / "a.parquet") == ": the file has no rows; a data file needs at least one"
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b'{"a": 1}', ": holds a JSON object, not a list of rows; write [row, row, ...] or JSONL"),
-        (b'"a"', ": holds a JSON string, not a list of rows"),
-        (b"null", ": holds a JSON null, not a list of rows"),
-        (b"1", ": holds a JSON number, not a list of rows"),
-        (LINES, ":2: not valid JSON: Extra data at column 1; one object per line is JSONL: name it .jsonl"),
-        (b'[{"a": 1},\n {"a": }]', ":2: not valid JSON: Expecting value at column 8; repair the file"),
-        (b" \n", ":2: not valid JSON: Expecting value at column 1; repair the file"),
-        (b'[{"a": 1, "a": 2}]', ": not valid JSON: the key 'a' stands twice in one object; repair the file"),
-        (b"[NaN]", ": not valid JSON: NaN is not a JSON number; repair the file"),
-        (b"[" * 100_000, ": not valid JSON: brackets are nested too deeply; repair the file"),
-        (b'["\xff"]', ": not UTF-8 at byte 2; save the file as UTF-8"),
-    ],
-)
-def test_a_list_that_can_not_be_decoded_is_refused(data: bytes, message: str, tmp_path: Path) -> None:
-    assert refusal(write(tmp_path / "a.json", data)).startswith(message)
 
 
 PLENTY = b"".join(b'{"a": "%032x"}\n' % (i * 0x9E3779B97F4A7C15F39CC0605CEDC835 % 2**128) for i in range(2000))
@@ -281,23 +204,6 @@ def test_a_damaged_or_truncated_compressed_file_is_refused(name: str, data: byte
     assert message.endswith("); make or copy the file again")
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
-def test_a_damaged_parquet_file_is_refused(kept: float, tmp_path: Path) -> None:
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"a": list(range(1000))}), path)
-    data = path.read_bytes()
-    message = refusal(write(path, data[: int(kept * len(data))] or b"PAR1"))
-    assert message.startswith(": not a readable Parquet file (")
-
-
-def test_parquet_text_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    bounds, data = pa.py_buffer(b"\0\0\0\0\2\0\0\0\4\0\0\0"), pa.py_buffer(b"ok\xff\xfe")
-    pq.write_table(pa.table({"a": pa.StringArray.from_buffers(2, bounds, data)}), tmp_path / "a.parquet")
-    assert refusal(tmp_path / "a.parquet").startswith(": not a readable Parquet file ('utf-8' codec can't decode byte")
-
-
 # --- memory ---
 
 
@@ -324,13 +230,71 @@ def test_lines_are_read_in_constant_memory(suffix: str, num_lines: int, tmp_path
     assert peak < 2_000_000
 
 
-def test_tool_arguments_as_a_struct_are_refused_because_parquet_merges_their_keys(tmp_path: Path) -> None:
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    calls = [{"function": {"name": "f", "arguments": {"a": 1}}}, {"function": {"name": "g", "arguments": {"b": "z"}}}]
-    rows = [{"messages": [{"role": "assistant", "tool_calls": [call]}]} for call in calls]
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    with pytest.raises(
-        DataError, match="'arguments' is a struct, in which Parquet gives each row the keys of all rows"
-    ):
-        list(read_rows(path))
+# --- lines that are too long ---
+
+
+@pytest.mark.parametrize("end", [b"\n", b""])
+@pytest.mark.parametrize("batch_bytes", [1, 7, 64, 10_000])
+def test_a_line_longer_than_a_row_may_be_is_a_row_with_an_error_and_the_rest_is_read(
+    end: bytes, batch_bytes: int, tmp_path: Path
+) -> None:
+    path = str(write(tmp_path / "a.jsonl", b'{"a": 1}\n\n"' + b"x" * 30_000 + b'"' + end))
+    rows = [row for batch in read_lines(path, batch_bytes=batch_bytes, max_row_bytes=1000) for row in batch]
+    first, long = rows
+    assert (first.origin, first.value) == (f"{path}:1", {"a": 1})
+    assert long.origin == f"{path}:3"
+    assert long.error == (
+        f"{path}:3: the line is longer than 1,000 bytes, the most that a row may have; split the file into lines, or"
+        " drop the row"
+    )
+    assert long.raw == '"' + "x" * 999
+
+
+def test_lines_behind_one_that_is_too_long_keep_their_numbers(tmp_path: Path) -> None:
+    path = str(write(tmp_path / "a.jsonl", b"[" + b"1," * 9000 + b"1]\n{}\n" + b" " * 9000 + b'\n{"b": 2}'))
+    rows = [row for batch in read_lines(path, batch_bytes=16, max_row_bytes=1000) for row in batch]
+    assert [(row.origin, row.value, row.error is None) for row in rows] == [
+        (f"{path}:1", None, False),
+        (f"{path}:2", {}, True),
+        (f"{path}:3", None, False),
+        (f"{path}:4", {"b": 2}, True),
+    ]
+
+
+# --- batches ---
+
+
+@pytest.mark.parametrize("batch_bytes", [1, 2, 10, 33, 1000])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_batches_of_any_size_hold_the_same_rows_and_can_be_sent_to_another_process(
+    batch_bytes: int, mark: bytes, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.jsonl", mark + LINES.replace(b"\n", b"\r\n\n") + b'{"broken": ')
+    batches = list(read_row_batches(path, batch_bytes=batch_bytes))
+    sent = pickle.loads(pickle.dumps(batches))
+    assert [row for batch in sent for row in batch] == list(read_rows(path))
+    assert len(batches) == 1 or batch_bytes < 1000
+    assert batches[-1].bytes_read == path.stat().st_size
+    assert all(batch.lines for batch in batches)
+
+
+def test_a_batch_of_lines_is_as_large_as_asked(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", b"{}\n" * 100_000)
+    sizes = [len(batch.lines) for batch in read_row_batches(path, batch_bytes=10_000)]
+    assert max(sizes) <= 10_005
+    assert min(sizes[:-1]) >= 10_000
+
+
+# --- standard input ---
+
+
+def test_standard_input_is_read_as_lines() -> None:
+    code = "from primus.chat import read_rows; print([(row.origin, row.value) for row in read_rows('-')])"
+    done = subprocess.run([sys.executable, "-c", code], input=b'{"a": 1}\n\n{"a": 2}', capture_output=True, check=True)
+    assert done.stdout.decode() == "[('<stdin>:1', {'a': 1}), ('<stdin>:3', {'a': 2})]\n"
+
+
+def test_empty_standard_input_is_refused() -> None:
+    code = "from primus.chat import read_rows; list(read_rows('-'))"
+    done = subprocess.run([sys.executable, "-c", code], input=b"", capture_output=True, check=False)
+    assert done.stderr.endswith(b"DataError: <stdin>: the file has no rows; a data file needs at least one\n")
