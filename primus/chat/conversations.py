@@ -10,25 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from primus.chat.formats import SourceOptions, parse_row
 from primus.chat.messages import Conversation
-from primus.chat.parse import parse_conversation
 from primus.chat.reading import Row, RowBatch, read_row_batches
 from primus.errors import ConversationError
 
+__all__ = ["ConversationBatch", "Reading", "SourceOptions", "read_batches", "read_conversations"]
+
 BATCH_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SourceOptions:
-    """How rows are read as conversations.
-
-    Attributes:
-        format: Name of the source format; `auto` recognises the format of each row.
-        messages_field: The field, or fields, with a row's messages.
-    """
-
-    format: str = "auto"
-    messages_field: str | tuple[str, ...] = "messages"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +100,6 @@ def _read(row: Row, options: SourceOptions) -> Reading:
     if row.error is not None:
         return Reading((row,), error=ConversationError(row.error, reason="not_json"))
     try:
-        conversation = parse_conversation(row.value, origin=row.origin, messages_field=options.messages_field)
+        return Reading((row,), parse_row(row.value, row.origin, options))
     except ConversationError as exc:
         return Reading((row,), error=exc)
-    return Reading((row,), (conversation,))

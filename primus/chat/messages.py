@@ -61,8 +61,9 @@ class Message:
             line, for formats that give it a section of its own; None if there is none.
 
     Raises:
-        ConversationError: If a field does not fit the role, a text is not encodable, or the weight is not a finite
-            number of at least 0. The message says what; the caller adds the place.
+        ConversationError: If a field does not fit the role, a text is not encodable, the weight is not a finite
+            number of at least 0, or no input begins at `input_start`. The message says what; the caller adds the
+            place.
     """
 
     role: Role
@@ -92,8 +93,16 @@ class Message:
             raise ConversationError(
                 f"weight {self.weight} is not a finite number of at least 0; write 0 or 1", reason="weight"
             )
+        if self.input_start is not None and not self._has_input():
+            raise ConversationError(
+                f"input_start is {self.input_start}, but no text of a user's message begins there after a blank line;"
+                " drop it", reason="input_start")  # fmt: skip
         for what, text in (("content", self.content), ("reasoning", self.reasoning or "")):
             check_encodable(what, text)
+
+    def _has_input(self) -> bool:
+        start = self.input_start or 0
+        return self.role == "user" and 2 <= start < len(self.content) and self.content[start - 2 : start] == "\n\n"
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,22 @@ def test_a_weight_is_a_finite_number_of_at_least_zero(weight: float) -> None:
         Message("assistant", "x", weight=weight)
 
 
+@pytest.mark.parametrize(
+    ("role", "content", "start"),
+    [
+        ("user", "a\n\nb", 4),
+        ("user", "a\n\nb", 2),
+        ("user", "a\n\nb", -1),
+        ("user", "\nb", 1),
+        ("assistant", "a\n\nb", 3),
+    ],
+)
+def test_an_input_begins_after_a_blank_line_of_a_user(role: Any, content: str, start: int) -> None:
+    assert Message("user", "a\n\nb", input_start=3).input_start == 3
+    with pytest.raises(ConversationError, match=f"input_start is {start}, but no text of a user's message begins"):
+        Message(role, content, input_start=start)
+
+
 def test_a_lone_surrogate_is_refused_with_its_place() -> None:
     message = r"content has the lone surrogate U\+D83D at character 3, which is no text; repair the source's escapes"
     with pytest.raises(ConversationError, match=message) as refused:

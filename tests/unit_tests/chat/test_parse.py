@@ -211,19 +211,20 @@ def test_both_kinds_of_rows_mix_and_messages_win() -> None:
 # --- what is refused ---
 
 CALL_FORM = 'turn 1 (assistant): tool_calls[0]: is not {"function": {"name": ..., "arguments": ...}}; repair the row'
-NEEDS = "but a conversation needs 'messages', or instruction|prompt|question with response|output|answer; rename the"
+NEEDS = "but a conversation needs 'messages', or instruction|prompt|question|query with response|output|answer; rename"
 PART = 'not {"type": "text", "text": ...}; only text can be trained here'
 TOO_DEEP = "(brackets are nested too deeply)"
 
 REFUSED: list[tuple[object, str, str]] = [
     # the row
     (None, "not_an_object", "the row is a null, not an object; write one object per row"),
-    ([USER, ASSISTANT], "not_an_object", "the row is a list, not an object; write one object per row"),
+    (["Hi"], "not_an_object", "the row is a list, not an object; write one object per row"),
     ("text", "not_an_object", "the row is a string, not an object"),
     (3.5, "not_an_object", "the row is a number, not an object"),
     (True, "not_an_object", "the row is a boolean, not an object"),
     ({}, "fields", f"the row has the fields (none), {NEEDS}"),
-    ({"conversations": []}, "fields", f"the row has the fields 'conversations', {NEEDS}"),
+    ({"conversations": []}, "empty", "there are no messages; drop the row"),
+    ({"dialog": []}, "fields", f"the row has the fields 'dialog', {NEEDS}"),
     ({"prompt": "a"}, "fields", f"the row has the fields 'prompt', {NEEDS}"),
     ({"output": "a", "id": 1}, "fields", f"the row has the fields 'output', 'id', {NEEDS}"),
     # messages

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OpenAI messages: `{"messages": [{"role": ..., "content": ...}, ...], "tools": [...]}`, or the bare list."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from primus.chat.formats.message_reading import read_messages, refuse_rejected
+from primus.chat.formats.notes import Notes
+from primus.chat.formats.options import SourceOptions
+from primus.chat.formats.tools import read_tools
+from primus.chat.formats.values import optional_string
+from primus.chat.messages import Conversation
+
+
+def recognises(row: object, options: SourceOptions) -> bool:
+    """Whether a row has a field with messages, or is a list of messages."""
+    if isinstance(row, Mapping):
+        return messages_field(row, options) is not None
+    return isinstance(row, list | tuple) and bool(row) and isinstance(row[0], Mapping) and "from" not in row[0]
+
+
+def messages_field(row: Mapping[str, Any], options: SourceOptions) -> str | None:
+    """The first of the messages fields that a row has."""
+    for name in options.messages_fields:
+        if row.get(name) is not None:
+            return name
+    return None
+
+
+def parse(row: Any, origin: str, options: SourceOptions) -> tuple[Conversation, ...]:
+    """Read a row of messages as one conversation."""
+    notes = Notes(origin, options)
+    if not isinstance(row, Mapping):
+        return (notes.conversation(read_messages(row, "the row", notes)),)
+    field = messages_field(row, options) or options.messages_fields[0]
+    refuse_rejected(row, origin)
+    tools = read_tools(row, notes)
+    messages = read_messages(row.get(field), field, notes, system=optional_string(row, "system", origin))
+    if len(row) > 1:
+        notes.ignore_others(row, (field, "tools", "functions", "system"))
+    return (notes.conversation(messages, tools=tools),)
