@@ -66,11 +66,13 @@ class Official:
         return self.render(messages)
 
     def has_other_rules(self, messages: Messages) -> bool:
-        """Whether the template is one of a relative that treats these messages in its own way."""
-        system = [message["content"] for message in messages if message["role"] == "system"]
+        """Whether the template is known to treat these messages in another way; tests below say in which."""
+        system = [turn for turn, message in enumerate(messages) if message["role"] == "system"]
+        if self.place == "trl/phi3_5.jinja":
+            return any(not messages[turn]["content"] for turn in system)
         if self.place == "trl/gemma.jinja":
             return bool(system)
-        return self.place == "trl/phi3_5.jinja" and "" in system
+        return self.place == "trl/gemma3.jinja" and any(system)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +149,7 @@ def test_generated_chats_have_the_text_and_the_prompts_of_the_official_template(
         FORMATTERS[name].render(parse_conversation({"messages": messages}))
     except RenderError:
         # What is refused here is refused there, and nothing else is.
-        with pytest.raises(jinja2.TemplateError, match="roles must alternate"):
+        with pytest.raises(jinja2.TemplateError, match=r"roles must alternate|Only user and assistant roles"):
             template.render(messages)
     else:
         compare(name, template, messages)
@@ -159,6 +161,16 @@ def test_the_template_of_mistral_drops_a_system_message_that_its_own_prompt_has(
     assert template.render(chat) == template.render(chat[1:]) == "<s>[INST] user[/INST] assistant</s>"
     assert template.render(chat[:2], prompt=True) == "<s>[INST] system\n\nuser[/INST]"
     assert template.training_text(chat) == "<s>[INST] system\n\nuser[/INST] assistant</s>"
+
+
+def test_gemma_writes_a_turn_of_an_unknown_role_for_a_later_system_message_and_here_it_is_refused(
+    official: Any,
+) -> None:
+    chat = [{"role": role, "content": role} for role in ("user", "system", "user", "assistant")]
+    text = official("trl/gemma3.jinja", "<bos>", "<eos>").render(chat)
+    assert "<start_of_turn>system\nsystem<end_of_turn>\n" in text
+    with pytest.raises(RenderError, match=r"turn 1 \(system\): the gemma format has user and assistant in turn"):
+        FORMATTERS["gemma"].render(parse_conversation({"messages": chat}))
 
 
 def test_relatives_with_other_rules_refuse_or_drop_a_system_message(official: Any) -> None:
