@@ -5,24 +5,20 @@ N: conversations. T: tokens of one of them. K: its token spans.
 """
 
 import hashlib
-import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
-from typing_extensions import Self
 
 from primus.chat.conversations import Reading, SourceOptions, read_conversations
 from primus.chat.messages import Conversation
-from primus.chat.reading import Row
 from primus.errors import ConversationError, DataError
 from primus.sft.encoding import EncodedConversation, SuperviseTurns, encode_conversation
 from primus.sft.formatters import ConversationFormatter
 from primus.sft.ledger import NOTHING_TO_TRAIN, OVERLONG, TRAINED, VALIDATION, Ledger
+from primus.sft.quarantine import Quarantine
 from primus.sft.sources import TRAIN_SPLIT, VALIDATION_SPLIT, split_of
 from primus.sft.tokenizer import SFTTokenizer
 from primus.sft.truncation import truncate_right
@@ -171,7 +167,7 @@ def tokenize_files(
     ledger = Ledger()
     splits = {TRAIN_SPLIT: _Split(), VALIDATION_SPLIT: _Split()}
     problems: list[str] = []
-    with _Quarantine(quarantine_path if options.bad_rows == "quarantine" else None) as quarantine:
+    with Quarantine(quarantine_path if options.bad_rows == "quarantine" else None) as quarantine:
         for reading in read_conversations(files, SourceOptions(messages_field=options.messages_field)):
             [row] = reading.rows
             try:
@@ -254,43 +250,6 @@ def _listed(problems: Sequence[str], num_rows: int) -> list[str]:
             " them in a file and train the rest"
         )
     return listed
-
-
-class _Quarantine:
-    """Writes bad rows with their reasons, beside the final name until all are there."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._stack = ExitStack()
-        self._file: IO[str] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def write(self, row: Row, *, reason: str, error: str) -> None:
-        if self._path is None:
-            return
-        if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._stack.enter_context(self._part.open("w", encoding="utf-8"))
-        facts: Mapping[str, Any] = {"origin": row.origin, "reason": reason, "error": error}
-        content = {"row": row.value} if row.error is None else {"raw": row.raw}
-        self._file.write(json.dumps({**facts, **content}, default=str) + "\n")
-
-    @property
-    def _part(self) -> Path:
-        assert self._path is not None
-        return self._path.with_name(f"{self._path.name}.{os.getpid()}.part")
-
-    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
-        self._stack.close()
-        if self._file is None and self._path is not None and exc_type is None:
-            self._path.unlink(missing_ok=True)  # of an earlier run, whose rows have been repaired
-        if self._file is not None and self._path is not None:
-            if exc_type is None:
-                self._part.replace(self._path)
-            else:
-                self._part.unlink()
 
 
 def _concatenate(arrays: Sequence[Any], dtype: Any) -> Any:

@@ -101,7 +101,7 @@ class OpenAIMessagesFormatter:
 def _render(messages: Sequence[Message], *, tools: Sequence[str], is_prompt: bool = False) -> RenderedConversation:
     out = TextBuilder()
     if tools and (not messages or messages[0].role != "system"):
-        _write(out, "system", _with_tools("", tools))
+        _write(out, "system", with_tools("", tools))
     for turn, message in enumerate(messages):
         with out.turn(turn):
             if message.role == "assistant":
@@ -112,7 +112,7 @@ def _render(messages: Sequence[Message], *, tools: Sequence[str], is_prompt: boo
                 out.text("\n")
             else:
                 first_system = turn == 0 and message.role == "system"
-                content = _with_tools(message.content, tools) if tools and first_system else message.content
+                content = with_tools(message.content, tools) if tools and first_system else message.content
                 _write(out, message.role, content)
     if is_prompt:
         _header(out)
@@ -131,7 +131,16 @@ def _write(out: TextBuilder, role: str, content: str) -> None:
     out.text("\n")
 
 
-def _with_tools(system: str, tools: Sequence[str]) -> str:
+def with_tools(system: str, tools: Sequence[str]) -> str:
+    """A system turn that says which tools there are, in Qwen2.5's words.
+
+    Args:
+        system: What the turn says besides; empty if nothing.
+        tools: Definitions of the tools, as JSON text.
+
+    Returns:
+        Its text.
+    """
     head = f"{system}\n\n{_TOOLS_HEAD}" if system else _TOOLS_HEAD
     return head + "".join(f"\n{tool}" for tool in tools) + _TOOLS_TAIL
 

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tools as text: what ChatML would train of the conversation with tools is what stands in the messages."""
+
+from primus.chat import Conversation, Message, ToolCall
+from primus.sft.formatters import OpenAIMessagesFormatter
+from primus.sft.tools_as_text import render_tools
+
+TOOLS = ('{"type": "function", "function": {"name": "time"}}', '{"type": "function", "function": {"name": "date"}}')
+CALLS = (ToolCall("time", '{"zone": "UTC"}', id="1"), ToolCall("date", "{}", id="2"))
+CONVERSATION = Conversation(
+    (
+        Message("system", "Be brief."),
+        Message("user", "When?"),
+        Message("assistant", "I look.", tool_calls=CALLS, reasoning="Two tools.", weight=0.5),
+        Message("tool", "12:00", tool_call_id="1", name="time"),
+        Message("tool", "", tool_call_id="2"),
+        Message("assistant", "At noon."),
+        Message("user", "Thanks"),
+        Message("assistant", "", tool_calls=CALLS[1:]),
+        Message("tool", "Monday"),
+    ),
+    tools=TOOLS,
+    origin="a.jsonl:1",
+    ignored_fields=("x",),
+)
+
+
+def test_definitions_calls_and_answers_become_text() -> None:
+    rendered = render_tools(CONVERSATION)
+    assert rendered.tools == ()
+    assert rendered.messages[0] == Message(
+        "system",
+        "Be brief.\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+        "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
+        '{"type": "function", "function": {"name": "time"}}\n{"type": "function", "function": {"name": "date"}}\n'
+        "</tools>\n\nFor each function call, return a json object with function name and arguments within"
+        " <tool_call></tool_call> XML tags:\n<tool_call>\n"
+        '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>',
+    )
+    assert rendered.messages[1:] == (
+        Message("user", "When?"),
+        Message(
+            "assistant",
+            'I look.\n<tool_call>\n{"name": "time", "arguments": {"zone": "UTC"}}\n</tool_call>\n'
+            '<tool_call>\n{"name": "date", "arguments": {}}\n</tool_call>',
+            reasoning="Two tools.",
+            weight=0.5,
+        ),
+        Message("user", "<tool_response>\n12:00\n</tool_response>\n<tool_response>\n\n</tool_response>"),
+        Message("assistant", "At noon."),
+        Message("user", "Thanks"),
+        Message("assistant", '<tool_call>\n{"name": "date", "arguments": {}}\n</tool_call>'),
+        Message("user", "<tool_response>\nMonday\n</tool_response>"),
+    )
+    assert (rendered.origin, rendered.ignored_fields) == ("a.jsonl:1", ("x",))
+
+
+def test_the_assistant_is_trained_on_the_same_text() -> None:
+    formatter = OpenAIMessagesFormatter()
+    before, after = formatter.render(CONVERSATION), formatter.render(render_tools(CONVERSATION))
+    assert [(before.text[s.start : s.end], s.kind, s.weight) for s in before.spans] == [
+        (after.text[s.start : s.end], s.kind, s.weight) for s in after.spans
+    ]
+
+
+def test_without_answers_the_whole_rendering_is_the_same() -> None:
+    formatter = OpenAIMessagesFormatter()
+    for first in (Message("system", "Be brief."), Message("system", ""), Message("user", "Hi")):
+        conversation = Conversation((first, *CONVERSATION.messages[1:3]), tools=TOOLS)
+        assert formatter.render(render_tools(conversation)).text == formatter.render(conversation).text
+
+
+def test_a_conversation_without_tools_is_the_same_object() -> None:
+    conversation = Conversation((Message("user", "Hi"), Message("assistant", "<tool_call>")))
+    assert render_tools(conversation) is conversation
+
+
+def test_rendered_tools_are_rendered_once() -> None:
+    rendered = render_tools(CONVERSATION)
+    assert render_tools(rendered) is rendered
