@@ -1,7 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Any Hugging Face chat template as a format, with the exact place of what the assistant wrote."""
 
-from primus.sft.formatters.template.conversion import CallForm, template_messages, template_tools
+from primus.sft.formatters.template.conversion import MessageForm, template_messages, template_tools
 from primus.sft.formatters.template.environment import ChatTemplate, render_template
+from primus.sft.formatters.template.formatter import TemplateFormatter
 
-__all__ = ["CallForm", "ChatTemplate", "render_template", "template_messages", "template_tools"]
+__all__ = [
+    "ChatTemplate",
+    "MessageForm",
+    "TemplateFormatter",
+    "render_template",
+    "template_messages",
+    "template_tools",
+]

@@ -10,34 +10,29 @@ from primus.chat.messages import Conversation, Message
 
 
 @dataclass(frozen=True, slots=True)
-class CallForm:
-    """How a template wants tool calls.
+class MessageForm:
+    """How a template wants what messages hold; templates differ, and fail or print nothing on another form.
 
     Attributes:
-        arguments_as_text: Arguments as JSON text, as the API of OpenAI has them, and not as an object.
+        content_as_parts: Content as a list of `{"type": "text", "text": ...}`, and not as a string.
+        arguments_as_text: Arguments of tool calls as JSON text, as the API of OpenAI has them, and not as an object.
         null_content: The content of a message with nothing but tool calls as null, and not as an empty string.
     """
 
+    content_as_parts: bool = False
     arguments_as_text: bool = False
     null_content: bool = False
 
 
-PLAIN_CALLS = CallForm()
-# In the order in which they are tried.
-CALL_FORMS = (
-    PLAIN_CALLS,
-    CallForm(null_content=True),
-    CallForm(arguments_as_text=True),
-    CallForm(arguments_as_text=True, null_content=True),
-)
+PLAIN_FORM = MessageForm()
 
 
-def template_messages(messages: Sequence[Message], *, form: CallForm = PLAIN_CALLS) -> list[dict[str, Any]]:
+def template_messages(messages: Sequence[Message], *, form: MessageForm = PLAIN_FORM) -> list[dict[str, Any]]:
     """Messages as chat templates read them.
 
     Args:
         messages: Messages of a conversation.
-        form: How the template wants tool calls.
+        form: How the template wants them.
 
     Returns:
         For each message its role and content, and what else it has: `reasoning_content` (also as `thinking`, which
@@ -63,8 +58,10 @@ def template_tools(conversation: Conversation) -> list[dict[str, Any]] | None:
     ]
 
 
-def _message(message: Message, form: CallForm) -> dict[str, Any]:
+def _message(message: Message, form: MessageForm) -> dict[str, Any]:
     result: dict[str, Any] = {"role": message.role, "content": message.content}
+    if form.content_as_parts:
+        result["content"] = [{"type": "text", "text": message.content}]
     if form.null_content and message.tool_calls and not message.content:
         result["content"] = None
     if message.reasoning is not None:

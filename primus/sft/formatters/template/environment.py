@@ -68,11 +68,11 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     def join_pieces(self, pieces: Iterable[Any]) -> str:
         """Put the pieces of a text together: of the whole text, a macro, or a block that is set."""
-        return _limited("".join(pieces))
+        return limited("".join(pieces))
 
     def join_operands(self, operands: Iterable[Any]) -> str:
         """Put the operands of `~` together."""
-        return _limited("".join(map(str, operands)))
+        return limited("".join(map(str, operands)))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Compute `left operator right`, unless the result is of a size that only an attack has."""
@@ -85,7 +85,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         if operator == "%" and isinstance(left, str) and not _is_modest_format(left):
             raise OverflowError("a format with a width above 3 digits")
         result = super().call_binop(context, operator, left, right)
-        return _limited(result) if isinstance(result, str) else result
+        return limited(result) if isinstance(result, str) else result
 
     def generation(self, caller: Macro) -> str:
         """What `{% generation %}` writes: its body."""
@@ -297,7 +297,8 @@ def _count_step(context: Context, value: None) -> None:  # noqa: ARG001 - a filt
         raise OverflowError(f"its loops make more than {MAX_STEPS} passes")
 
 
-def _limited(text: str) -> str:
+def limited(text: str) -> str:
+    """The text, unless it is longer than a template may make it."""
     if len(text) > MAX_CHARS:
         raise OverflowError(f"a text of {len(text)} characters is above {MAX_CHARS}")
     return text
