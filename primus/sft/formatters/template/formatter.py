@@ -162,7 +162,8 @@ class TemplateFormatter:
         missing = [source for source in map(render.sources.__getitem__, uncovered(render)) if is_written(source)]
         if not missing and not any(self._controls.search(source.text) for source in render.sources):
             return
-        if any(self._shift(s.text) == s.text and any(map(str.isalnum, s.text)) for s in missing):
+        said = [source.text for source in missing if source.field in {"content", "reasoning"}]
+        if any(self._shift(text) == text and any(map(str.isalnum, text)) for text in said):
             _refuse(request.origin, "it leaves out a text that is a word of its own")
         changed = self._render_tracked(
             request,

@@ -106,9 +106,10 @@ class SpanFinder:
         if not words.strip():
             return None if own is None else own.start
         units, opening = TOKEN.findall(words.strip()), TOKEN.findall(self._shape.call_opening)
-        if opening[-len(units) :] == units:  # no header at all, but what calls begin with
-            return _place(front, len(words) - len(words.lstrip()))
-        _refuse(origin, turn.turn, f"it opens with {words.strip()[:40]!r}, and a generation prompt is {header!r}")
+        if opening[-len(units) :] != units:
+            why = f"it opens with {words.strip()[:40]!r}, and a generation prompt is {header!r}"
+            _refuse(origin, turn.turn, why)
+        return _place(front, len(words) - len(words.lstrip()))  # no header at all, but what calls begin with
 
     def _call_end(self, text: str, start: int, end: int, turn: Turn, origin: str) -> int:
         """Where what the assistant wrote ends, and what a tool answered begins."""
