@@ -2,11 +2,26 @@
 """Every source format by its name, and which of them a row has."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from primus.chat.formats import alpaca, openai, sharegpt
+from primus.chat.formats import (
+    alpaca,
+    anthropic,
+    columns,
+    hh,
+    llamafactory,
+    oasst,
+    openai,
+    prompt_completion,
+    questions,
+    sharegpt,
+    swe_agent,
+    tooltalk,
+    turns,
+    xtuner,
+)
 from primus.chat.formats.alpaca import INSTRUCTION_FIELDS, RESPONSE_FIELDS
 from primus.chat.formats.options import AUTO, SourceOptions
 from primus.chat.formats.values import type_name
@@ -28,6 +43,10 @@ class SourceFormat:
         recognises: Whether a row looks like one of this format; takes the row and the options, and looks at no more
             than names and types.
         parse: Reads a row as its conversations; takes the row, its origin and the options.
+        takes_lists: Whether a row may be a list.
+        group: The name of what a row is a part of, where several rows are one conversation or one tree; None for a row
+            that stands alone.
+        parse_rows: Reads the rows of one group.
     """
 
     name: str
@@ -35,16 +54,43 @@ class SourceFormat:
     rank: int
     recognises: Callable[[object, SourceOptions], bool]
     parse: Callable[[Any, str, SourceOptions], tuple[Conversation, ...]]
+    takes_lists: bool = False
+    group: Callable[[object, SourceOptions], str | None] | None = None
+    parse_rows: Callable[[Sequence[Row], SourceOptions], tuple[Conversation, ...]] | None = None
 
 
+def _format(name: str, rank: int, module: Any, summary: str, *, takes_lists: bool = False) -> SourceFormat:
+    return SourceFormat(
+        name,
+        summary,
+        rank,
+        module.recognises,
+        module.parse,
+        takes_lists=takes_lists,
+        group=getattr(module, "group", None),
+        parse_rows=getattr(module, "parse_rows", None),
+    )
+
+
+# In the order of their ranks: a special form of messages, lists of messages, transcripts, single turns, no answers.
 _ALL = (
-    SourceFormat(
-        "openai", "messages with role and content, or a bare list of them", 2, openai.recognises, openai.parse
-    ),
-    SourceFormat("sharegpt", "conversations with from and value", 2, sharegpt.recognises, sharegpt.parse),
-    SourceFormat("alpaca", "instruction, input and output; query and response", 4, alpaca.recognises, alpaca.parse),
+    _format("columns", 0, columns, "anything, with a column map that says where everything stands"),
+    _format("anthropic", 1, anthropic, "messages with blocks such as tool_use, system beside them", takes_lists=True),
+    _format("llamafactory", 1, llamafactory, "messages with content parts of type and value, loss_weight"),
+    _format("openai", 2, openai, "messages with role and content, or the bare list", takes_lists=True),
+    _format("sharegpt", 2, sharegpt, "conversations with from and value, system and tools", takes_lists=True),
+    _format("xtuner", 2, xtuner, "conversation with input and output"),
+    _format("tooltalk", 2, tooltalk, "conversation with role, text and apis"),
+    _format("swe_agent", 2, swe_agent, "history and trajectory of an agent"),
+    _format("oasst", 2, oasst, "prompt with replies, or a row per message of a tree"),
+    _format("turns", 2, turns, "a row per turn with conversation_id, role and content"),
+    _format("hh", 3, hh, "a text with Human: and Assistant:, as chosen"),
+    _format("alpaca", 4, alpaca, "instruction, input and output; query and response; history"),
+    _format("prompt_completion", 4, prompt_completion, "prompt and completion, or prompt and chosen"),
+    _format("questions", 5, questions, "questions of benchmarks, which have no answers to train"),
 )
-FORMATS: Mapping[str, SourceFormat] = {source.name: source for source in _ALL}
+FORMATS: Final[Mapping[str, SourceFormat]] = {source.name: source for source in _ALL}
+_GROUPED = tuple(source for source in _ALL if source.group is not None)
 
 
 def recognise(row: object, options: SourceOptions, *, origin: str) -> SourceFormat:
@@ -56,12 +102,15 @@ def recognise(row: object, options: SourceOptions, *, origin: str) -> SourceForm
         origin: What an error begins with.
 
     Returns:
-        The format that the options name, or with `auto` the one that recognises the row.
+        That of the column map if there is one, else the format that the options name, or with `auto` the one that
+        recognises the row.
 
     Raises:
         ConversationError: If none does, or two of the same rank do.
         ValueError: If the options name a format that does not exist.
     """
+    if options.column_map is not None:
+        return FORMATS["columns"]
     if options.format != AUTO:
         if options.format not in FORMATS:
             raise ValueError(f"format is {options.format!r}, not one of {AUTO}, {', '.join(FORMATS)}")
@@ -96,10 +145,32 @@ def parse_row(row: object, origin: str, options: SourceOptions) -> tuple[Convers
         ConversationError: If it is not valid; the message begins with the origin.
     """
     source = recognise(row, options, origin=origin)
+    if not isinstance(row, Mapping) and not (source.takes_lists and isinstance(row, list | tuple)):
+        raise _not_an_object(row, origin)
     try:
         return source.parse(row, origin, options)
     except RecursionError as exc:
         raise ConversationError(f"{origin}: brackets are nested too deeply; repair the row", reason="not_json") from exc
+
+
+def group_of(row: object, options: SourceOptions) -> tuple[SourceFormat, str] | None:
+    """What a row is a part of, if it is one of several that make a conversation or a tree.
+
+    Args:
+        row: The decoded row.
+        options: How it is read.
+
+    Returns:
+        The format and the name of the group, or None for a row that stands alone.
+    """
+    for source in _GROUPED:
+        name = source.group(row, options) if source.group is not None else None
+        if name is not None:
+            try:
+                return (source, name) if recognise(row, options, origin="") is source else None
+            except ConversationError:
+                return None
+    return None
 
 
 def detect_formats(rows: Iterable[Row], options: SourceOptions | None = None) -> Counter[str]:
@@ -125,13 +196,17 @@ def detect_formats(rows: Iterable[Row], options: SourceOptions | None = None) ->
 
 def _unknown(row: object, options: SourceOptions, origin: str) -> ConversationError:
     if not isinstance(row, Mapping):
-        return ConversationError(
-            f"{origin}: the row is a {type_name(row)}, not an object; write one object per row", reason="not_an_object"
-        )
+        return _not_an_object(row, origin)
     wanted = " or ".join(map(repr, options.messages_fields))
     wanted += f", or {'|'.join(INSTRUCTION_FIELDS)} with {'|'.join(RESPONSE_FIELDS)}"
     return ConversationError(
         f"{origin}: the row has the fields {', '.join(map(repr, row)) or '(none)'}, but a conversation needs {wanted};"
         " rename the fields, or name the messages with sft_messages_field",
         reason="fields",
+    )
+
+
+def _not_an_object(row: object, origin: str) -> ConversationError:
+    return ConversationError(
+        f"{origin}: the row is a {type_name(row)}, not an object; write one object per row", reason="not_an_object"
     )
