@@ -61,7 +61,7 @@ class CommandParser(argparse.ArgumentParser):
             ConfigError: If an argument is missing, of the wrong type, or unknown.
         """
         # Before argparse complains that --config is missing, say that there is no --confg.
-        names = [word.partition("=")[0] for word in arguments if word.startswith("-")]
+        names = [word.partition("=")[0] for word in arguments if word.startswith("-") and word != "-"]
         unknown = [name for name in names if name not in self._option_string_actions]
         if unknown:
             raise ConfigError(*(self._no_such_option(name) for name in unknown))
@@ -73,7 +73,11 @@ class CommandParser(argparse.ArgumentParser):
     def _no_such_option(self, name: str) -> str:
         near = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.7)
         key = name.lstrip("-").replace("-", "_")
-        hint = f"did you mean {near[0]}?" if near else f"configuration keys are given as {key}=VALUE, without dashes"
+        takes_keys = any(action.metavar == "key=value" for action in self._actions)
+        other = (
+            f"configuration keys are given as {key}=VALUE, without dashes" if takes_keys else f"see {self.prog} --help"
+        )
+        hint = f"did you mean {near[0]}?" if near else other
         return f"{self.prog}: there is no option {name}; {hint}"
 
 

@@ -8,17 +8,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from primus.chat.fixups import NOTHING_LEFT
+
 TRAINED: Final = "trained"
 VALIDATION: Final = "validation"
+CONVERTED: Final = "converted"
 OVERLONG = "overlong"
 NOTHING_TO_TRAIN = "nothing_to_train"
 
-_USED = (TRAINED, VALIDATION)
+_USED = (TRAINED, VALIDATION, CONVERTED)
 _EXPLANATIONS = {
     TRAINED: "in the training data",
     VALIDATION: "held out for validation",
+    CONVERTED: "written as messages",
     OVERLONG: "longer than seq_length, dropped by sft_truncation",
     NOTHING_TO_TRAIN: "without a target (weights of 0, or all targets truncated)",
+    NOTHING_LEFT: "dropped, for the fix-ups leave nothing to train",
 }
 
 
@@ -51,6 +56,17 @@ class Ledger:
         if outcome not in _USED:
             self.origins.setdefault(outcome, []).append(origin)
 
+    def add(self, other: "Ledger") -> None:
+        """Take in what another ledger counted, of rows that follow."""
+        self.num_rows += other.num_rows
+        self.outcomes.update(other.outcomes)
+        for outcome, origins in other.origins.items():
+            self.origins.setdefault(outcome, []).extend(origins)
+        self.num_splits += other.num_splits
+        self.num_untrained_turns += other.num_untrained_turns
+        self.num_truncated += other.num_truncated
+        self.ignored_fields.update(other.ignored_fields)
+
     @property
     def num_trained(self) -> int:
         """Rows in the training data."""
@@ -58,7 +74,7 @@ class Ledger:
 
     @property
     def num_used(self) -> int:
-        """Rows in the training data or held out."""
+        """Rows in the training data, held out, or converted."""
         return sum(self.outcomes[outcome] for outcome in _USED)
 
     @property

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of any source format as lines of OpenAI messages, with an account of every row.
+
+    batch of rows -> readings -> fix-ups -> tools as text, if asked -> one line of JSON per conversation
+
+A batch is converted by itself, in any process; the account of the whole is the sum of those of its batches.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from primus.chat.conversations import ConversationBatch, Reading
+from primus.chat.fixups import NOTHING_LEFT, FixUps, repair
+from primus.chat.formats import detect_formats
+from primus.chat.messages import Conversation
+from primus.chat.reading import Row
+from primus.chat.writing import to_row
+from primus.errors import ConversationError
+from primus.sft.ledger import CONVERTED, Ledger
+from primus.sft.tools_as_text import render_tools
+from primus.sft.workers import Job
+
+Tools = Literal["keep", "render"]
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that is not a valid conversation.
+
+    Attributes:
+        row: The row.
+        reason: Name of the rule that it breaks.
+        error: What is wrong with it.
+    """
+
+    row: Row
+    reason: str
+    error: str
+
+
+@dataclass(slots=True)
+class ConversionCounts:
+    """What became of rows, and where conversations come from; `num_conversations` is the sum of its parts.
+
+    Attributes:
+        ledger: What became of every row.
+        num_conversations: Conversations that were written.
+        num_branches: Conversations beyond the first of a row that is a tree.
+        num_joined: Rows beyond the first of a conversation whose turns are rows.
+        num_dropped_branches: Branches in which the fix-ups left nothing to train, of rows that gave others.
+        fixed_messages: How many messages each fix-up changed.
+        fixed_conversations: How many conversations each fix-up changed.
+        formats: How many rows of each file were recognised as which format; empty if the format was named.
+    """
+
+    ledger: Ledger = field(default_factory=Ledger)
+    num_conversations: int = 0
+    num_branches: int = 0
+    num_joined: int = 0
+    num_dropped_branches: int = 0
+    fixed_messages: Counter[str] = field(default_factory=Counter)
+    fixed_conversations: Counter[str] = field(default_factory=Counter)
+    formats: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def add(self, other: "ConversionCounts") -> None:
+        """Take in the counts of rows that follow."""
+        self.ledger.add(other.ledger)
+        self.num_conversations += other.num_conversations
+        self.num_branches += other.num_branches
+        self.num_joined += other.num_joined
+        self.num_dropped_branches += other.num_dropped_branches
+        self.fixed_messages.update(other.fixed_messages)
+        self.fixed_conversations.update(other.fixed_conversations)
+        for path, found in other.formats.items():
+            self.formats.setdefault(path, Counter()).update(found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data, for a JSON file."""
+        ledger = self.ledger.to_dict()
+        return {
+            "num_rows": self.ledger.num_rows,
+            "num_conversations": self.num_conversations,
+            "num_branches": self.num_branches,
+            "num_joined": self.num_joined,
+            "num_dropped_branches": self.num_dropped_branches,
+            **{name: ledger[name] for name in ("outcomes", "origins", "ignored_fields")},
+            "fix_ups": {
+                name: {"messages": count, "conversations": self.fixed_conversations[name]}
+                for name, count in self.fixed_messages.items()
+            },
+            "formats": {path: dict(found) for path, found in self.formats.items()},
+        }
+
+    def lines(self) -> list[str]:
+        """The account for people: rows, conversations, fix-ups."""
+        num_converted = self.ledger.outcomes[CONVERTED]
+        parts = [f"{num_converted:,} {_plural('row', num_converted)} converted"]
+        if self.num_joined:
+            parts.append(f"- {self.num_joined:,} that are further turns of a conversation")
+        if self.num_branches:
+            parts.append(f"+ {self.num_branches:,} further branches of trees")
+        if self.num_dropped_branches:
+            parts.append(f"- {self.num_dropped_branches:,} branches in which the fix-ups left nothing to train")
+        total = f"{self.num_conversations:,} {_plural('conversation', self.num_conversations)} written"
+        fix_ups = [
+            f"  {name}: {_describe_fix_up(name, count)} in {self.fixed_conversations[name]:,}"
+            f" {_plural('conversation', self.fixed_conversations[name])}"
+            for name, count in self.fixed_messages.items()
+        ]
+        return [*self.ledger.lines(), f"{total}{' = ' + ' '.join(parts) if len(parts) > 1 else ''}", *fix_ups]
+
+
+@dataclass(slots=True)
+class ConvertedBatch:
+    """What a batch of rows became.
+
+    Attributes:
+        path: The file of the rows.
+        bytes_read: How many bytes of the file had been read when the batch was made.
+        text: A line of JSON per conversation, in UTF-8.
+        counts: What became of the rows.
+        bad_rows: The rows that are not valid.
+    """
+
+    path: str
+    bytes_read: int
+    text: bytes = b""
+    counts: ConversionCounts = field(default_factory=ConversionCounts)
+    bad_rows: list[BadRow] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConversionJob(Job[ConversationBatch, ConvertedBatch]):
+    """How batches are converted.
+
+    Attributes:
+        fix_ups: The repairs that are made.
+        tools: `keep` writes tool definitions, calls and answers as the fields that OpenAI has; `render` writes them
+            into the contents, for trainers that know no tools.
+
+    Raises:
+        ValueError: If `tools` has a value that does not exist.
+    """
+
+    fix_ups: FixUps = field(default_factory=FixUps)
+    tools: Tools = "keep"
+
+    def __post_init__(self) -> None:
+        if self.tools not in get_args(Tools):
+            raise ValueError(f"tools is {self.tools!r}, not one of {', '.join(get_args(Tools))}")
+
+    def start(self) -> Callable[[ConversationBatch], ConvertedBatch]:
+        """Nothing is to be loaded."""
+        return self.convert
+
+    def convert(self, batch: ConversationBatch) -> ConvertedBatch:
+        """Convert a batch of rows.
+
+        Args:
+            batch: The rows.
+
+        Returns:
+            Their conversations as text, and what became of every row.
+        """
+        converted = ConvertedBatch(batch.rows.path, batch.rows.bytes_read)
+        lines: list[str] = []
+        found: Counter[str] = Counter()
+        for reading in batch.readings():
+            if batch.options.format == "auto":
+                found.update(detect_formats(reading.rows, batch.options))
+            if reading.error is not None:
+                _set_aside(converted, reading, reading.error)
+            else:
+                lines += self._lines(converted.counts, reading)
+        if found:
+            converted.counts.formats[converted.path] = found
+        converted.text = "".join(lines).encode()
+        return converted
+
+    def _lines(self, counts: ConversionCounts, reading: Reading) -> list[str]:
+        lines: list[str] = []
+        for conversation in reading.conversations:
+            try:
+                lines.append(self._line(counts, conversation))
+            except ConversationError as exc:
+                if exc.reason != NOTHING_LEFT:
+                    raise
+        for row in reading.rows:
+            counts.ledger.record(CONVERTED if lines else NOTHING_LEFT, origin=row.origin)
+        counts.ledger.ignored_fields.update(
+            {name for conversation in reading.conversations for name in conversation.ignored_fields}
+        )
+        if lines:
+            counts.num_conversations += len(lines)
+            counts.num_joined += len(reading.rows) - 1
+            counts.num_branches += len(reading.conversations) - 1
+            counts.num_dropped_branches += len(reading.conversations) - len(lines)
+        return lines
+
+    def _line(self, counts: ConversionCounts, conversation: Conversation) -> str:
+        repaired = repair(conversation, self.fix_ups)
+        counts.fixed_messages.update(repaired.counts)
+        counts.fixed_conversations.update(repaired.counts.keys())
+        conversation = render_tools(repaired.conversation) if self.tools == "render" else repaired.conversation
+        return json.dumps(to_row(conversation), ensure_ascii=False) + "\n"
+
+
+def _set_aside(converted: ConvertedBatch, reading: Reading, error: ConversationError) -> None:
+    for row in reading.rows:
+        converted.counts.ledger.record(f"bad:{error.reason}", origin=row.origin)
+        converted.bad_rows.append(BadRow(row, error.reason, str(error)))
+
+
+def _describe_fix_up(name: str, count: int) -> str:
+    done = {
+        "strip": "stripped",
+        "drop_empty_turns": "dropped",
+        "drop_leading_assistant": "dropped",
+        "merge_consecutive": "joined to the one before",
+    }
+    return f"{count:,} {_plural('message', count)} {done[name]}"
+
+
+def _plural(noun: str, number: int) -> str:
+    return noun if number == 1 else f"{noun}s"
