@@ -23,6 +23,7 @@ class MistralFormatter(PlainChatFormatter):
     opening = "<s>"
     end_of_turn = "</s>"
     system_place = "last_user"
+    is_turn_by_turn = False
 
     def _header(self, out: TextBuilder, role: str) -> None:
         if role == "user":

@@ -36,6 +36,7 @@ class PlainChatFormatter(ABC):
             content of the first or the last user message. Without system turns, user and assistant have to speak in
             turn, after at most one system message.
         writes_bos: Always true: like a chat template, the text begins as the model expects, with BOS or without.
+        is_turn_by_turn: Whether each message is written without a look at those behind it.
     """
 
     name: ClassVar[str]
@@ -46,6 +47,7 @@ class PlainChatFormatter(ABC):
     closing: ClassVar[str] = ""
     system_place: ClassVar[Literal["turn", "first_user", "last_user"]] = "turn"
     writes_bos: ClassVar[bool] = True
+    is_turn_by_turn: ClassVar[bool] = True
 
     def render(self, conversation: Conversation) -> RenderedConversation:
         """Render a conversation of plain chat.

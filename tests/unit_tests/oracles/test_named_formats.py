@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The named formats against the official templates of their families, rendered by transformers.
 
-Over the real conversations that are plain chat, and over generated ones: text, prompts, and what is refused. There is
-one difference, Mistral's system message, and its place is proven. docs/ORACLES.md has the figures.
+Over the real conversations that are plain chat, and over generated ones: text, prompts, what is refused, and the spans
+that the format `template` finds in the official template. The differences (Mistral's system message, Gemma's turn of a
+role that it does not have) are proven. docs/ORACLES.md has the figures.
 """
 
 import importlib.util
@@ -20,8 +21,9 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from primus.chat import Conversation, parse_conversation
 from primus.errors import RenderError
+from primus.sft.formatters.template import TemplateFormatter
 from tests.unit_tests.oracles.comparing import read_lines
-from tests.unit_tests.sft.formatters.plain_chats import ALTERNATING, ANY_ORDER, FORMATTERS
+from tests.unit_tests.sft.formatters.plain_chats import ALTERNATING, ANY_ORDER, FORMATTERS, chats
 
 # Format, where its official template is, and the texts of BOS and EOS there.
 TEMPLATES = [
@@ -47,13 +49,13 @@ class Official:
 
     def __init__(self, place: str, source: str, bos: str | None, eos: str) -> None:
         self.place = place
-        self._source = source
-        self._tokens = {"eos_token": eos} | ({} if bos is None else {"bos_token": bos})
+        self.source = source
+        self.tokens = {"eos_token": eos} | ({} if bos is None else {"bos_token": bos})
 
     def render(self, messages: Messages, *, prompt: bool = False) -> str:
         # No messages at all are an error in most of them: `messages[0]`.
         rendered, _ = render_jinja_template(
-            [messages], chat_template=self._source, add_generation_prompt=prompt, **self._tokens
+            [messages], chat_template=self.source, add_generation_prompt=prompt, **self.tokens
         )
         return str(rendered[0])
 
@@ -153,6 +155,51 @@ def test_generated_chats_have_the_text_and_the_prompts_of_the_official_template(
             template.render(messages)
     else:
         compare(name, template, messages)
+
+
+def compare_spans(name: str, official: Official, formatter: TemplateFormatter, messages: Messages) -> bool:
+    """Assert that the format `template` has the same spans and markers; where the texts are equal."""
+    conversation = parse_conversation({"messages": messages})
+    if official.has_other_rules(messages) or official.render(messages) != official.training_text(messages):
+        return False
+    found, ours = formatter.render(conversation), FORMATTERS[name].render(conversation)
+    assert (found.text, found.spans, found.markers) == (ours.text, ours.spans, ours.markers)
+    for turn, message in enumerate(messages):
+        if message["role"] == "assistant" and turn:
+            prompt, our_prompt = (f.render_prompt(conversation, turn) for f in (formatter, FORMATTERS[name]))
+            assert (prompt.text, prompt.markers) == (our_prompt.text, our_prompt.markers)
+    return True
+
+
+def template_formatter(name: str, official: Official) -> TemplateFormatter:
+    return TemplateFormatter(
+        official.source, special_tokens=official.tokens, control_tokens=FORMATTERS[name].control_markers
+    )
+
+
+@EACH
+def test_the_format_template_finds_the_same_spans_in_real_chats(
+    name: str, place: str, bos: str | None, eos: str, official: Any, real_chats: list[Messages]
+) -> None:
+    template: Official = official(place, bos, eos)
+    formatter = template_formatter(name, template)
+    compared = [compare_spans(name, template, formatter, messages) for messages in real_chats]
+    has_system_turns = name != "mistral" and place != "trl/gemma.jinja"
+    assert sum(compared) == (78 if has_system_turns else 49)
+
+
+@EACH
+def test_the_format_template_finds_the_same_spans_in_generated_chats(
+    name: str, place: str, bos: str | None, eos: str, official: Any
+) -> None:
+    template: Official = official(place, bos, eos)
+    formatter = template_formatter(name, template)
+
+    @given(chats(FORMATTERS[name]))
+    def compare_generated(messages: Messages) -> None:
+        compare_spans(name, template, formatter, messages)
+
+    compare_generated()
 
 
 def test_the_template_of_mistral_drops_a_system_message_that_its_own_prompt_has(official: Any) -> None:

@@ -270,8 +270,8 @@ def test_the_alpaca_formatter_ends_a_turn_with_eos() -> None:
         ("chat-ml", "did you mean 'chatml'?"),
         ("opnai", "did you mean 'openai'?"),
         ("OpenAI", "use one of openai, messages, chatml, alpaca|did you mean 'openai'"),
-        ("", "use one of openai, messages, chatml, alpaca"),
-        ("llama3", "use one of openai, messages, chatml, alpaca"),
+        ("", "use one of openai, messages, chatml, alpaca, llama3, qwen, mistral, gemma, phi"),
+        ("lama3", "did you mean 'llama3'?"),
     ],
 )
 def test_an_unknown_format_is_refused_with_the_nearest_name(name: str, hint: str) -> None:

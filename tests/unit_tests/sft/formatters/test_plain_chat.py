@@ -185,8 +185,9 @@ def test_user_and_assistant_have_to_speak_in_turn(
 
 
 @EACH
-def test_no_bos_is_put_in_front(name: str) -> None:
+def test_no_bos_is_put_in_front_and_only_mistral_looks_ahead(name: str) -> None:
     assert FORMATTERS[name].writes_bos is True
+    assert FORMATTERS[name].is_turn_by_turn is (name != "mistral")
 
 
 def spelled(rendered: RenderedConversation) -> list[str]:
