@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -79,6 +80,8 @@ class SFTTokenizer(ABC):
         adds_bos: Whether the tokenizer begins a text with BOS by itself.
         control_tokens: Text of each control token, with its id.
         fingerprint: Hash of everything that the ids depend on.
+        chat_templates: The chat templates that came with it, by name; the usual one is `default`.
+        special_tokens: Texts of special tokens by the names that chat templates have for them: `bos_token` and so on.
     """
 
     name: str
@@ -89,6 +92,8 @@ class SFTTokenizer(ABC):
     adds_bos: bool
     control_tokens: Mapping[str, int]
     fingerprint: str
+    chat_templates: Mapping[str, str] = MappingProxyType({})
+    special_tokens: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def decode(self, ids: Sequence[int] | IntArray) -> str:

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from primus.errors import TokenizerError
 from primus.sft.tokenizer.base import SFTTokenizer
 from primus.sft.tokenizer.byte_level import ByteLevelTokenizer
+from primus.sft.tokenizer.chat_templates import named_tokens, templates_in_folder, templates_of
 from primus.sft.tokenizer.fast import FastTokenizer
 from primus.sft.tokenizer.plain_object import ObjectTokenizer
 from primus.sft.tokenizer.sentencepiece_model import SentencePieceTokenizer
@@ -43,6 +44,16 @@ def load_tokenizer(source: str | Path | object) -> SFTTokenizer:
 
 def _from_path(source: str) -> SFTTokenizer:
     path = Path(source)
+    tokenizer = _from_place(source, path)
+    folder = path if path.is_dir() else path.parent
+    if path.exists() and not tokenizer.chat_templates:
+        tokenizer.chat_templates = templates_in_folder(folder)
+    if path.exists() and not tokenizer.special_tokens:
+        tokenizer.special_tokens = named_tokens(folder / "tokenizer_config.json", tokenizer)
+    return tokenizer
+
+
+def _from_place(source: str, path: Path) -> SFTTokenizer:
     if path.is_dir():
         if (path / "tokenizer_config.json").exists() or (path / "config.json").exists():
             return _auto(source)
@@ -107,6 +118,22 @@ def _auto(source: str) -> SFTTokenizer:
 def _from_object(source: Any, name: str | None = None) -> SFTTokenizer:
     if isinstance(source, SFTTokenizer):
         return source
+    tokenizer = _engine_for(source, name)
+    tokenizer.chat_templates = templates_of(_attribute(source, "chat_template"), place=tokenizer.name)
+    special = _attribute(source, "special_tokens_map")
+    if isinstance(special, dict):
+        tokenizer.special_tokens = {key: text for key, text in special.items() if isinstance(text, str)}
+    return tokenizer
+
+
+def _attribute(source: Any, name: str) -> Any:
+    try:
+        return getattr(source, name, None)
+    except (NotImplementedError, KeyError):  # Megatron's base class raises for what a tokenizer lacks
+        return None
+
+
+def _engine_for(source: Any, name: str | None) -> SFTTokenizer:
     name = name or str(getattr(source, "name_or_path", "") or type(source).__name__)
     if isinstance(source, Tokenizer):
         return _fast(source.to_str(), name=name)

@@ -51,6 +51,7 @@ class TemplateFormatter:
     """
 
     writes_bos = True
+    is_turn_by_turn = False
 
     def __init__(
         self,
