@@ -270,7 +270,7 @@ def test_the_alpaca_formatter_ends_a_turn_with_eos() -> None:
         ("chat-ml", "did you mean 'chatml'?"),
         ("opnai", "did you mean 'openai'?"),
         ("OpenAI", "use one of openai, messages, chatml, alpaca|did you mean 'openai'"),
-        ("", "use one of openai, messages, chatml, alpaca, llama3, qwen, mistral, gemma, phi"),
+        ("", "use one of openai, messages, chatml, alpaca, template, llama3, qwen, mistral, gemma, phi"),
         ("lama3", "did you mean 'llama3'?"),
     ],
 )
