@@ -121,7 +121,12 @@ class DataKeys(_Section):
     sft_validation_fraction: Fraction = 0.0
     """Share of the rows held out for validation, chosen by content, so that equal rows are on the same side."""
     sft_messages_field: str | tuple[str, ...] = "messages"
-    """The field, or fields, of a row that hold its messages; rows without one of them are read as single-turn."""
+    """The field, or fields, of a row that hold its messages; rows without one of them are of another format."""
+    sft_source_format: Literal[
+        "auto", "anthropic", "llamafactory", "openai", "sharegpt", "xtuner", "tooltalk", "swe_agent", "oasst", "turns",
+        "hh", "alpaca", "prompt_completion", "questions",
+    ] = "auto"  # fmt: skip
+    """The format of the rows, as in docs/DATA_FORMATS.md; `auto` recognises that of each row."""
     sft_conversation_format: Literal["openai", "messages", "chatml", "alpaca"] = "openai"
     """The formatter; `messages` and `chatml` are other names of `openai`."""
     sft_supervise_end_of_turn: bool = True

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from primus.chat.conversations import Reading, SourceOptions, read_conversations
+from primus.chat.formats import AUTO, FORMATS
 from primus.chat.messages import Conversation
 from primus.errors import ConversationError, DataError
 from primus.sft.encoding import EncodedConversation, SuperviseTurns, encode_conversation
@@ -40,6 +41,7 @@ class EncodingOptions:
         truncation: What happens to a conversation of more than `max_seq_length` + 1 tokens.
         bad_rows: Whether rows that are not valid stop everything, or are set aside.
         messages_field: The field, or fields, with a row's messages.
+        source_format: Name of the format of the rows; `auto` recognises that of each.
         add_bos: Begin with BOS; None does what the tokenizer does by itself.
         add_eos: End with EOS.
 
@@ -52,6 +54,7 @@ class EncodingOptions:
     truncation: Truncation = "error"
     bad_rows: BadRows = "error"
     messages_field: str | tuple[str, ...] = "messages"
+    source_format: str = AUTO
     add_bos: bool | None = None
     add_eos: bool = False
 
@@ -65,6 +68,14 @@ class EncodingOptions:
                 raise ValueError(f"{name} is {value!r}, not one of {', '.join(choices)}")
         if not self.messages_field:
             raise ValueError("messages_field names no field")
+        formats = [AUTO, *(name for name in FORMATS if name != "columns")]
+        if self.source_format not in formats:
+            raise ValueError(f"source_format is {self.source_format!r}, not one of {', '.join(formats)}")
+
+    @property
+    def source(self) -> SourceOptions:
+        """How rows are read."""
+        return SourceOptions(format=self.source_format, messages_field=self.messages_field)
 
 
 class TokenizedDataset:
@@ -153,7 +164,8 @@ def tokenize_files(
         quarantine_path: Where bad rows are written, with `bad_rows` quarantine; None only counts them.
 
     Returns:
-        The conversations that are not held out, and those that are. Both share one ledger.
+        The conversations that are not held out, and those that are. Both share one ledger. Rows that belong together
+        have one outcome; if any branch of a tree is not valid, the whole row is not.
 
     Raises:
         DataError: If a file can't be read; with `bad_rows` error, if any row is bad: the first ones are listed and the
@@ -168,42 +180,56 @@ def tokenize_files(
     splits = {TRAIN_SPLIT: _Split(), VALIDATION_SPLIT: _Split()}
     problems: list[str] = []
     with Quarantine(quarantine_path if options.bad_rows == "quarantine" else None) as quarantine:
-        for reading in read_conversations(files, SourceOptions(messages_field=options.messages_field)):
-            [row] = reading.rows
+        for reading in read_conversations(files, options.source):
             try:
-                [conversation] = _conversations(reading)
-                ledger.ignored_fields.update(conversation.ignored_fields)
-                side = split_of(conversation, validation_fraction=validation_fraction)
-                encoded = _encode(
-                    conversation,
-                    formatter=formatter,
-                    tokenizer=tokenizer,
-                    max_seq_length=max_seq_length,
-                    options=options,
-                )
+                conversations = _conversations(reading)
+                ledger.ignored_fields.update({name for c in conversations for name in c.ignored_fields})
+                # The branches of a tree have their beginning in common, so they fall on one side.
+                side = split_of(conversations[0], validation_fraction=validation_fraction)
+                encoded = [
+                    _encode(
+                        conversation,
+                        formatter=formatter,
+                        tokenizer=tokenizer,
+                        max_seq_length=max_seq_length,
+                        options=options,
+                    )
+                    for conversation in conversations
+                ]
             except ConversationError as exc:
                 problems.append(str(exc))
-                ledger.record(f"bad:{exc.reason}", origin=row.origin)
-                quarantine.write(row, reason=exc.reason, error=str(exc))
+                for row in reading.rows:
+                    ledger.record(f"bad:{exc.reason}", origin=row.origin)
+                    quarantine.write(row, reason=exc.reason, error=str(exc))
                 continue
-            ledger.num_splits += encoded.num_splits
-            if len(encoded.tokens_T) > max_seq_length + 1:
-                ledger.record(OVERLONG, origin=row.origin)
-                continue
-            ledger.num_truncated += encoded.is_truncated
-            ledger.num_untrained_turns += encoded.num_untrained_turns
-            if encoded.num_targets == 0:
-                ledger.record(NOTHING_TO_TRAIN, origin=row.origin)
-                continue
-            ledger.record(VALIDATION if side == VALIDATION_SPLIT else outcome, origin=row.origin)
-            splits[side].conversations.append(encoded)
-            splits[side].hashes.append(conversation.content_hash)
+            used = VALIDATION if side == VALIDATION_SPLIT else outcome
+            outcomes = [_outcome(one, ledger, used=used, max_tokens=max_seq_length + 1) for one in encoded]
+            for conversation, one, what in zip(conversations, encoded, outcomes, strict=True):
+                if what == used:
+                    splits[side].conversations.append(one)
+                    splits[side].hashes.append(conversation.content_hash)
+            ledger.record_together(
+                used if used in outcomes else outcomes[0],
+                origins=[row.origin for row in reading.rows],
+                num_conversations=outcomes.count(used),
+                num_dropped=len(outcomes) - outcomes.count(used),
+            )
         if problems and options.bad_rows == "error":
             raise DataError(*_listed(problems, ledger.num_rows))
     train, held_out = (
         TokenizedDataset(split.conversations, content_hashes=split.hashes, ledger=ledger) for split in splits.values()
     )
     return train, held_out
+
+
+def _outcome(encoded: EncodedConversation, ledger: Ledger, *, used: str, max_tokens: int) -> str:
+    """What becomes of one conversation; counts what is noticed about it."""
+    ledger.num_splits += encoded.num_splits
+    if len(encoded.tokens_T) > max_tokens:
+        return OVERLONG
+    ledger.num_truncated += encoded.is_truncated
+    ledger.num_untrained_turns += encoded.num_untrained_turns
+    return NOTHING_TO_TRAIN if encoded.num_targets == 0 else used
 
 
 def _conversations(reading: Reading) -> tuple[Conversation, ...]:

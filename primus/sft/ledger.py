@@ -4,7 +4,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,16 +34,24 @@ class Ledger:
         num_rows: Rows that were read.
         outcomes: How many rows had each outcome; sums to `num_rows`. A bad row's outcome is `bad:` and the broken rule.
         origins: Where the rows of each outcome that is not a use stand.
+        num_conversations: Conversations that are used: the rows that are used, less `num_joined`, and `num_branches`.
+        num_joined: Rows beyond the first of each conversation whose turns are rows, if it is used.
+        num_branches: Conversations beyond the first of each row that is a tree, of those that are used.
+        num_dropped_branches: Conversations of rows that are used which are not used themselves.
         num_splits: Tokens that were cut because they crossed the edge of an assistant turn.
         num_untrained_turns: Assistant turns that lost their targets because truncation cut them off.
         num_truncated: Conversations that were shortened.
-        ignored_fields: Fields of messages that have no meaning here, and how many rows have them.
+        ignored_fields: Fields of rows and messages that have no meaning here, and how many rows have them.
     """
 
     def __init__(self) -> None:
         self.num_rows = 0
         self.outcomes: Counter[str] = Counter()
         self.origins: dict[str, list[str]] = {}
+        self.num_conversations = 0
+        self.num_joined = 0
+        self.num_branches = 0
+        self.num_dropped_branches = 0
         self.num_splits = 0
         self.num_untrained_turns = 0
         self.num_truncated = 0
@@ -62,10 +70,33 @@ class Ledger:
         self.outcomes.update(other.outcomes)
         for outcome, origins in other.origins.items():
             self.origins.setdefault(outcome, []).extend(origins)
+        self.num_conversations += other.num_conversations
+        self.num_joined += other.num_joined
+        self.num_branches += other.num_branches
+        self.num_dropped_branches += other.num_dropped_branches
         self.num_splits += other.num_splits
         self.num_untrained_turns += other.num_untrained_turns
         self.num_truncated += other.num_truncated
         self.ignored_fields.update(other.ignored_fields)
+
+    def record_together(
+        self, outcome: str, *, origins: Sequence[str], num_conversations: int, num_dropped: int = 0
+    ) -> None:
+        """Count rows that belong together, and the conversations that they gave.
+
+        Args:
+            outcome: What became of them.
+            origins: Where they stand.
+            num_conversations: How many of their conversations are used.
+            num_dropped: How many are not.
+        """
+        for origin in origins:
+            self.record(outcome, origin=origin)
+        if num_conversations:
+            self.num_conversations += num_conversations
+            self.num_joined += len(origins) - 1
+            self.num_branches += num_conversations - 1
+            self.num_dropped_branches += num_dropped
 
     @property
     def num_trained(self) -> int:
@@ -88,6 +119,10 @@ class Ledger:
             "num_rows": self.num_rows,
             "outcomes": dict(self.outcomes),
             "origins": self.origins,
+            "num_conversations": self.num_conversations,
+            "num_joined": self.num_joined,
+            "num_branches": self.num_branches,
+            "num_dropped_branches": self.num_dropped_branches,
             "num_splits": self.num_splits,
             "num_truncated": self.num_truncated,
             "num_untrained_turns": self.num_untrained_turns,
@@ -115,6 +150,13 @@ class Ledger:
             where = self.origins.get(outcome, [])
             examples = f" ({', '.join(where[:3])}{', ...' if len(where) > 3 else ''})" if where else ""
             lines.append(f"  {count:,} {outcome}: {_EXPLANATIONS.get(outcome, 'quarantined')}{examples}")
+        if self.num_joined or self.num_branches or self.num_dropped_branches:
+            parts = [f"{self.num_used:,} rows that are used"]
+            parts += [f"- {self.num_joined:,} further turns of a conversation"] if self.num_joined else []
+            parts += [f"+ {self.num_branches:,} further branches of trees"] if self.num_branches else []
+            lines.append(f"  {self.num_conversations:,} conversations = {' '.join(parts)}")
+        if self.num_dropped_branches:
+            lines.append(f"  {self.num_dropped_branches:,} branches of them dropped: too long, or without a target")
         if self.num_truncated:
             lines.append(
                 f"  {self.num_truncated:,} conversations truncated; {self.num_untrained_turns:,} turns that were cut"
@@ -124,7 +166,7 @@ class Ledger:
         if self.num_splits:
             lines.append(f"  {self.num_splits:,} tokens cut at the edge of an assistant turn")
         for field, count in self.ignored_fields.most_common():
-            lines.append(f"  {count:,} rows have the message field {field!r}, which has no meaning here and is ignored")
+            lines.append(f"  {count:,} rows have the field {field!r}, which has no meaning here and is ignored")
         return lines
 
 

@@ -46,6 +46,7 @@ def build_datasets(
             truncation=keys.sft_truncation,
             bad_rows=keys.sft_bad_rows,
             messages_field=keys.sft_messages_field,
+            source_format=keys.sft_source_format,
             add_bos=keys.sft_add_bos,
             add_eos=keys.sft_add_eos,
         ),

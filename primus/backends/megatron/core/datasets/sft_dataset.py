@@ -62,6 +62,7 @@ class SFTDataset(Dataset[dict[str, torch.Tensor]]):
         bad_rows: `error` or `quarantine`.
         quarantine_path: Where quarantined rows are written with their reasons; None only counts them.
         messages_field: The field, or fields, with a row's messages.
+        source_format: Name of the format of the rows; `auto` recognises that of each.
         add_bos: Begin with BOS; None does what the tokenizer does by itself.
         add_eos: End with EOS, which is never a target.
         validation_fraction: Share of the rows held out, chosen by content.
@@ -96,6 +97,7 @@ class SFTDataset(Dataset[dict[str, torch.Tensor]]):
         bad_rows: BadRows = "error",
         quarantine_path: Path | None = None,
         messages_field: str | Sequence[str] = "messages",
+        source_format: str = "auto",
         add_bos: bool | None = None,
         add_eos: bool = False,
         validation_fraction: float = 0.0,
@@ -111,6 +113,7 @@ class SFTDataset(Dataset[dict[str, torch.Tensor]]):
                 truncation=truncation,
                 bad_rows=bad_rows,
                 messages_field=messages_field if isinstance(messages_field, str) else tuple(messages_field),
+                source_format=source_format,
                 add_bos=add_bos,
                 add_eos=add_eos,
             ),
