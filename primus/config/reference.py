@@ -96,6 +96,8 @@ def _type(annotation: Any) -> str:
         return " or ".join(_type(argument) for argument in arguments)
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in arguments)
+    if origin is dict:
+        return "mapping"
     if origin is tuple:
         return f"list of {_type(arguments[0])}"
     names = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path", NoneType: "null"}

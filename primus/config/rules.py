@@ -109,6 +109,26 @@ def _sequences_fit_the_positions(t: TrainerConfig) -> str | None:
     return f"{t.seq_length} is more than max_position_embeddings, {t.max_position_embeddings}; shorten the sequences"
 
 
+@_rule("sft_chat_template", "sft_chat_template_kwargs", "sft_conversation_format")
+def _template_goes_with_its_format(t: TrainerConfig) -> str | None:
+    if t.sft_conversation_format == "template" or not (t.sft_chat_template or t.sft_chat_template_kwargs):
+        return None
+    return (
+        f"is for sft_conversation_format: template, and that is {t.sft_conversation_format!r}; change it, or take the"
+        " chat template out"
+    )
+
+
+@_rule("sft_add_bos", "sft_conversation_format")
+def _chat_templates_write_bos(t: TrainerConfig) -> str | None:
+    if not t.sft_add_bos or t.sft_conversation_format in {"openai", "messages", "chatml", "alpaca"}:
+        return None
+    return (
+        f"is true, but the format {t.sft_conversation_format!r} writes BOS itself where it is wanted, and a second one"
+        " would follow; set sft_add_bos to null"
+    )
+
+
 @_rule("train_iters", "sft_num_epochs")
 def _one_length_of_training(t: TrainerConfig) -> str | None:
     if t.train_iters is None and t.sft_num_epochs is None:

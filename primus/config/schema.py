@@ -7,7 +7,7 @@ its documentation, in the docs and in error messages alike.
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -19,6 +19,21 @@ def _read_exponent(value: object) -> object:
     return value
 
 
+def _read_plain_values(value: object) -> object:
+    """Take text that YAML reads as a number or as true or false for that, at any depth."""
+    if isinstance(value, dict):
+        return {key: _read_plain_values(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_read_plain_values(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if value in {"true", "false"}:
+        return value == "true"
+    if re.fullmatch(r"[+-]?\d+", value):
+        return int(value)
+    return float(value) if re.fullmatch(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", value) else value
+
+
 def _folder_name(name: str) -> str:
     if name in {"", ".", ".."} or "/" in name:
         raise ValueError("is not the name of one folder; leave out '/' and give at least one letter")
@@ -26,6 +41,7 @@ def _folder_name(name: str) -> str:
 
 
 FolderName = Annotated[str, AfterValidator(_folder_name)]
+PlainValues = Annotated[dict[str, Any], BeforeValidator(_read_plain_values)]
 PositiveInt = Annotated[int, BeforeValidator(_read_exponent), Field(gt=0)]
 NonNegativeInt = Annotated[int, BeforeValidator(_read_exponent), Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -127,8 +143,14 @@ class DataKeys(_Section):
         "hh", "alpaca", "prompt_completion", "questions",
     ] = "auto"  # fmt: skip
     """The format of the rows, as in docs/DATA_FORMATS.md; `auto` recognises that of each row."""
-    sft_conversation_format: Literal["openai", "messages", "chatml", "alpaca"] = "openai"
-    """The formatter; `messages` and `chatml` are other names of `openai`."""
+    sft_conversation_format: Literal[
+        "openai", "messages", "chatml", "alpaca", "template", "llama3", "qwen", "mistral", "gemma", "phi"
+    ] = "openai"
+    """The formatter; `messages` and `chatml` are other names of `openai`, and `template` is a chat template."""
+    sft_chat_template: str | None = None
+    """A file with the chat template of the format `template`; null takes the tokenizer's."""
+    sft_chat_template_kwargs: PlainValues = {}
+    """What the chat template is given besides the messages, for example `{enable_thinking: false}`."""
     sft_supervise_end_of_turn: bool = True
     """Train the token that ends an assistant turn; without it a model never learns to stop."""
     sft_supervise_turns: Literal["all", "last"] = "all"

@@ -103,6 +103,7 @@ def _complaint(value: str, errors: Sequence[ErrorDetails]) -> str:
         "int": "is not a whole number; write one, for example 8",
         "float": "is not a number; write one, for example 1e-5",
         "bool": "is neither true nor false; write one of the two",
+        "dict": "is not a mapping; write its keys below it, one `key: value` per line",
         "model": "is not a mapping; write its keys below it, one `key: value` per line",
     }
     return families[kind.split("_")[0]]

@@ -49,7 +49,13 @@ class Recipe:
             ConfigError: If there is no such format.
         """
         tokenizer = load_tokenizer(self.tokenizer)
-        formatter = create_formatter(self.conversation_format, eos_token=tokenizer.eos_token)
+        formatter = create_formatter(
+            self.conversation_format,
+            eos_token=tokenizer.eos_token,
+            tokenizer=tokenizer,
+            template=self.chat_template,
+            template_kwargs=self.chat_template_kwargs,
+        )
         return Encoder(tokenizer, formatter, self.options)
 
 

@@ -34,6 +34,8 @@ def build_datasets(
         tokenizer,
         keys.seq_length,
         formatter=keys.sft_conversation_format,
+        chat_template=keys.sft_chat_template,
+        chat_template_kwargs=keys.sft_chat_template_kwargs,
         seed=keys.seed,
         split=keys.sft_dataset_split,
         validation_dataset_name=keys.sft_validation_dataset_name,

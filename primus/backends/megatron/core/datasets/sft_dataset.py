@@ -5,9 +5,10 @@ S: positions of a training sequence, `max_seq_length`. N: sequences of the data 
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +67,8 @@ class SFTDataset(Dataset[dict[str, torch.Tensor]]):
         add_bos: Begin with BOS; None does what the tokenizer does by itself.
         add_eos: End with EOS, which is never a target.
         validation_fraction: Share of the rows held out, chosen by content.
+        chat_template: A file with the chat template of the format `template`; None takes the tokenizer's.
+        chat_template_kwargs: What the chat template is given besides the messages.
 
     Attributes:
         data: The tokenized conversations.
@@ -101,10 +104,13 @@ class SFTDataset(Dataset[dict[str, torch.Tensor]]):
         add_bos: bool | None = None,
         add_eos: bool = False,
         validation_fraction: float = 0.0,
+        chat_template: str | Path | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
+        loaded = load_tokenizer(tokenizer)
         settings = _Settings(
-            tokenizer=load_tokenizer(tokenizer),
-            formatter=formatter,
+            tokenizer=loaded,
+            formatter=_load_formatter(formatter, loaded, chat_template, chat_template_kwargs),
             max_seq_length=max_seq_length,
             seed=seed,
             options=EncodingOptions(
@@ -157,7 +163,7 @@ class SFTDataset(Dataset[dict[str, torch.Tensor]]):
         self.data = data
         self.max_seq_length = settings.max_seq_length
         self.tokenizer = settings.tokenizer
-        self.formatter = settings.loaded_formatter
+        self.formatter = settings.formatter
         self.seed = settings.seed
         self.options = settings.options
         self.ledger: Ledger = data.ledger
@@ -210,16 +216,10 @@ class _Settings:
     """What the splits of a data set have in common."""
 
     tokenizer: SFTTokenizer
-    formatter: str | ConversationFormatter
+    formatter: ConversationFormatter
     max_seq_length: int
     seed: int
     options: EncodingOptions
-
-    @property
-    def loaded_formatter(self) -> ConversationFormatter:
-        if isinstance(self.formatter, str):
-            return create_formatter(self.formatter, eos_token=self.tokenizer.eos_token)
-        return self.formatter
 
     def tokenize(
         self,
@@ -229,7 +229,12 @@ class _Settings:
         quarantine_path: Path | None = None,
         is_validation: bool = False,
     ) -> tuple[TokenizedDataset, TokenizedDataset]:
-        formatter = self.loaded_formatter
+        formatter = self.formatter
+        if self.options.add_bos and formatter.writes_bos:
+            raise ConfigError(
+                "sft_add_bos: is on, but the format writes BOS itself where it is wanted, and a second one would"
+                " follow; set it to null"
+            )
         if self.options.supervise_end_of_turn and not formatter.control_markers:
             raise ConfigError(
                 f"{self.tokenizer.name}: has no EOS token, with which this format ends a turn, so the model would never"
@@ -248,6 +253,23 @@ class _Settings:
         )
 
 
+def _load_formatter(
+    formatter: str | ConversationFormatter,
+    tokenizer: SFTTokenizer,
+    chat_template: str | Path | None,
+    chat_template_kwargs: Mapping[str, Any] | None,
+) -> ConversationFormatter:
+    if not isinstance(formatter, str):
+        return formatter
+    return create_formatter(
+        formatter,
+        eos_token=tokenizer.eos_token,
+        tokenizer=tokenizer,
+        template=chat_template,
+        template_kwargs=chat_template_kwargs,
+    )
+
+
 def build_train_valid_test_datasets(
     dataset_name: DatasetName,
     tokenizer: object,
@@ -264,6 +286,8 @@ def build_train_valid_test_datasets(
     test_split: str | None = None,
     quarantine_dir: Path | None = None,
     options: EncodingOptions | None = None,
+    chat_template: str | Path | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[SFTDataset, SFTDataset | None, SFTDataset | None]:
     """Build the data sets of a run.
 
@@ -283,6 +307,8 @@ def build_train_valid_test_datasets(
         test_split: A split of the folder `dataset_name` to test on.
         quarantine_dir: Folder for bad rows, one file per split; None only counts them.
         options: What is a target, and what happens to rows that do not fit.
+        chat_template: A file with the chat template of the format `template`; None takes the tokenizer's.
+        chat_template_kwargs: What the chat template is given besides the messages.
 
     Returns:
         Training, validation and test data; the last two None if they are not asked for. A conversation that stands in
@@ -300,9 +326,10 @@ def build_train_valid_test_datasets(
             " sft_validation_fraction may"
             " be set; keep one"
         )
+    loaded = load_tokenizer(tokenizer)
     settings = _Settings(
-        tokenizer=load_tokenizer(tokenizer),
-        formatter=formatter,
+        tokenizer=loaded,
+        formatter=_load_formatter(formatter, loaded, chat_template, chat_template_kwargs),
         max_seq_length=max_seq_length,
         seed=seed,
         options=options or EncodingOptions(),
