@@ -72,11 +72,13 @@ def test_the_type_of_the_key_decides_what_a_value_is(override: str, value: objec
         ("sft_truncation=rigth", "sft_truncation: 'rigth' is not one of error, drop, right; did you mean 'right'?"),
         (
             "sft_conversation_format=openia",
-            "sft_conversation_format: 'openia' is not one of openai, messages, chatml, alpaca; did you mean 'openai'?",
+            "sft_conversation_format: 'openia' is not one of openai, messages, chatml, alpaca, template, llama3, qwen,"
+            " mistral, gemma, phi; did you mean 'openai'?",
         ),
         (
             "sft_conversation_format=sharegpt",
-            "sft_conversation_format: 'sharegpt' is not one of openai, messages, chatml, alpaca; choose one of them",
+            "sft_conversation_format: 'sharegpt' is not one of openai, messages, chatml, alpaca, template, llama3, qwen,"
+            " mistral, gemma, phi; choose one of them",
         ),
         ("stage=dpo", "stage: 'dpo' is not available; only sft is"),
         ("framework=jax", "framework: 'jax' is not available; only megatron is"),
