@@ -42,9 +42,9 @@ def _wrapped(lines: Sequence[str]) -> list[str]:
 def _first_sequence(train: SFTDataset) -> list[str]:
     in_colour = sys.stdout.isatty()
     sequence = train[0]
-    what = "bold green" if in_colour else "between \u27e6 and \u27e7"
+    what = "on green" if in_colour else "between \u27e6 and \u27e7"
     return [
-        f"first sequence ({train.origin(0)}); what is trained is {what}",
+        f"first sequence ({train.origin(0)}); what is trained stands {what}",
         *preview(
             input_ids_S=sequence["input_ids"].tolist(),
             labels_S=sequence["labels"].tolist(),

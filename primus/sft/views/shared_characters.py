@@ -2,13 +2,14 @@
 """The bytes of tokens that share a character: the parts of an emoji, or of a rare Chinese character.
 
 A tokenizer here says which characters a token stands for; tokens that hold a part of a character's bytes all stand for
-that character. How many of its bytes each holds shows when it is decoded alone: every byte that goes on with a character
-comes out as one U+FFFD.
+that character. How many of its bytes each holds shows when it is decoded alone: every byte that goes on with a
+character comes out as one U+FFFD.
 
 T: tokens of a conversation.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -87,4 +88,4 @@ def _split(
     if len(known) < len(lengths) or sum(known) >= len(data):
         return [None] * len(tokens)
     bounds = np.cumsum([0, len(data) - sum(known), *known]).tolist()
-    return [data[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [data[a:b] for a, b in pairwise(bounds)]
