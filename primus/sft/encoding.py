@@ -4,6 +4,7 @@
 T: tokens of the conversation, BOS and EOS included. K: token spans of its assistant turns.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,6 +15,7 @@ from primus.errors import ConversationError, EngineError, TokenizerError
 from primus.sft.formatters import CharSpan, ConversationFormatter, RenderedConversation
 from primus.sft.masking import BoolArray, FloatArray, IntArray, assistant_mask, token_spans, token_weights
 from primus.sft.tokenizer import SFTTokenizer
+from primus.sft.tokenizer.base import Encoding, MarkedText
 
 SuperviseTurns = Literal["all", "last"]
 
@@ -132,33 +134,121 @@ def trace_conversation(
         ConversationError: If the tokenizer can't encode it exactly. Both begin with the origin.
         TokenizerError: If BOS or EOS is asked for and the tokenizer has none.
     """
-    rendered = formatter.render(conversation)
-    try:
-        encoding = tokenizer.encode(
-            rendered.text, markers=rendered.markers, spans=[(span.start, span.end) for span in rendered.spans]
-        )
-    except ConversationError as exc:
-        raise ConversationError(f"{conversation.origin}: {exc}", reason=exc.reason) from exc
-    except TokenizerError as exc:
-        raise ConversationError(f"{conversation.origin}: {exc}", reason="tokenizer") from exc
-    except EngineError as exc:
-        raise EngineError(f"{conversation.origin}: {exc}") from exc
+    [traced] = trace_conversations(
+        [conversation],
+        formatter=formatter,
+        tokenizer=tokenizer,
+        supervise_end_of_turn=supervise_end_of_turn,
+        supervise_turns=supervise_turns,
+        add_bos=add_bos,
+        add_eos=add_eos,
+    )
+    if isinstance(traced, ConversationError):
+        raise traced
+    return traced
+
+
+def trace_conversations(
+    conversations: Sequence[Conversation],
+    *,
+    formatter: ConversationFormatter,
+    tokenizer: SFTTokenizer,
+    supervise_end_of_turn: bool,
+    supervise_turns: SuperviseTurns = "all",
+    add_bos: bool | None = None,
+    add_eos: bool = False,
+) -> list[TracedConversation | ConversationError]:
+    """Do for many conversations at once what `trace_conversation` does for one.
+
+    Args:
+        conversations: The conversations.
+        formatter: Gives their texts.
+        tokenizer: Gives the tokens.
+        supervise_end_of_turn: Whether the end of a trained turn is a target.
+        supervise_turns: Which assistant turns are targets.
+        add_bos: Begin with BOS; None does what the tokenizer does by itself, unless the format writes BOS itself.
+        add_eos: End with EOS.
+
+    Returns:
+        For each conversation the same as it gives alone, or the error.
+
+    Raises:
+        TokenizerError: If BOS or EOS is asked for and the tokenizer has none.
+    """
     front, back = special_ids(
         tokenizer, add_bos=False if add_bos is None and formatter.writes_bos else add_bos, add_eos=add_eos
     )
-    spans = _supervised(rendered.spans, supervise_end_of_turn=supervise_end_of_turn, supervise_turns=supervise_turns)
+    rendered = [_render(conversation, formatter) for conversation in conversations]
+    texts = [
+        MarkedText(r.text, r.markers, [(span.start, span.end) for span in r.spans])
+        for r in rendered
+        if isinstance(r, RenderedConversation)
+    ]
+    encodings = iter(zip(texts, tokenizer.encode_plain(texts), strict=True))
+    traced: list[TracedConversation | ConversationError] = []
+    for conversation, text in zip(conversations, rendered, strict=True):
+        if isinstance(text, ConversationError):
+            traced.append(text)
+            continue
+        marked, encoding = next(encodings)
+        try:
+            traced.append(
+                _trace(
+                    conversation,
+                    text,
+                    encoding or _encode(marked, tokenizer, origin=conversation.origin),
+                    spans=_supervised(
+                        text.spans, supervise_end_of_turn=supervise_end_of_turn, supervise_turns=supervise_turns
+                    ),
+                    front=front,
+                    back=back,
+                )
+            )
+        except ConversationError as exc:
+            traced.append(exc)
+    return traced
+
+
+def _render(conversation: Conversation, formatter: ConversationFormatter) -> RenderedConversation | ConversationError:
+    try:
+        return formatter.render(conversation)
+    except ConversationError as exc:
+        return exc
+
+
+def _encode(marked: MarkedText, tokenizer: SFTTokenizer, *, origin: str) -> Encoding:
+    try:
+        return tokenizer.encode(marked.text, markers=marked.markers, spans=marked.spans)
+    except ConversationError as exc:
+        raise ConversationError(f"{origin}: {exc}", reason=exc.reason) from exc
+    except TokenizerError as exc:
+        raise ConversationError(f"{origin}: {exc}", reason="tokenizer") from exc
+    except EngineError as exc:
+        raise EngineError(f"{origin}: {exc}") from exc
+
+
+def _trace(
+    conversation: Conversation,
+    rendered: RenderedConversation,
+    encoding: Encoding,
+    *,
+    spans: Sequence[CharSpan],
+    front: Sequence[int],
+    back: Sequence[int],
+) -> TracedConversation:
+    tokens_T, offsets_T2 = encoding.ids_T, encoding.offsets_T2
+    if front or back:
+        tokens_T = np.concatenate([np.array(front, dtype=np.int64), tokens_T, np.array(back, dtype=np.int64)])
+        end = np.full((len(back), 2), len(rendered.text))
+        offsets_T2 = np.concatenate([np.zeros((len(front), 2), np.int64), offsets_T2, end])
     encoded = EncodedConversation(
-        tokens_T=np.concatenate([np.array(front, dtype=np.int64), encoding.ids_T, np.array(back, dtype=np.int64)]),
+        tokens_T=tokens_T,
         token_spans_K2=token_spans(encoding.offsets_T2, spans) + len(front),
         turns_K=np.array([span.turn for span in spans], dtype=np.int64),
         is_end_K=np.array([span.kind == "end_of_turn" for span in spans], dtype=np.bool_),
         weights_K=np.array([span.weight for span in spans], dtype=np.float32),
         origin=conversation.origin,
         num_splits=encoding.num_splits,
-    )
-    end = len(rendered.text)
-    offsets_T2 = np.concatenate(
-        [np.zeros((len(front), 2), np.int64), encoding.offsets_T2, np.full((len(back), 2), end)]
     )
     return TracedConversation(conversation, rendered, encoded, offsets_T2)
 

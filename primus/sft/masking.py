@@ -109,7 +109,7 @@ def token_weights(token_spans_K2: IntArray, weights_K: FloatArray, num_tokens: i
         [0.0, 1.0, 1.0, 0.0, 0.5, 0.0]
     """
     weights_T = np.zeros(num_tokens, dtype=np.float32)
-    for (first, last), weight in zip(token_spans_K2, weights_K, strict=True):
+    for (first, last), weight in zip(token_spans_K2.tolist(), weights_K.tolist(), strict=True):
         weights_T[first:last] = weight
     return weights_T
 

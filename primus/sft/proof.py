@@ -13,11 +13,12 @@ import numpy as np
 
 from primus.chat.conversations import ConversationBatch
 from primus.chat.messages import Conversation
-from primus.errors import ConversationError, RenderError, TokenizerError
+from primus.errors import ConversationError, RenderError
 from primus.sft.encoding import TracedConversation, special_ids
 from primus.sft.formatters import RenderedConversation
 from primus.sft.masking import IntArray
 from primus.sft.recipe import Encoder, Recipe
+from primus.sft.verdict import TokenizerVerdict, judge_tokenizer
 from primus.sft.workers import Job
 
 Check = Literal["parsed", "rendered", "tokenized", "targets", "content", "stop", "control", "prompt", "length"]
@@ -34,6 +35,9 @@ CHECKS: dict[Check, str] = {
     "length": "the conversation fits seq_length",
 }
 assert tuple(CHECKS) == get_args(Check)
+
+# A conversation that fails one of them is not asked the others.
+_FIRST_CHECKS: tuple[Check, ...] = ("parsed", "rendered", "tokenized")
 
 # Different ends of prompts that are remembered: a format has one, or a few.
 _MOST_TAILS = 4096
@@ -67,6 +71,8 @@ class BatchProof:
         num_targets: Trained tokens.
         num_turns: Assistant turns with a trained token.
         num_splits: Tokens that were cut because they crossed the edge of an assistant turn.
+        verdict: What the tokenizer is like.
+        engine: What made the ids.
     """
 
     num_rows: int
@@ -76,6 +82,8 @@ class BatchProof:
     num_targets: int
     num_turns: int
     num_splits: int
+    verdict: TokenizerVerdict
+    engine: str
 
 
 class Prover:
@@ -84,16 +92,32 @@ class Prover:
     Args:
         encoder: What encodes them.
         max_seq_length: Positions of a training sequence; None if any length will do.
+
+    Attributes:
+        verdict: What the tokenizer is like.
     """
 
     def __init__(self, encoder: Encoder, *, max_seq_length: int | None) -> None:
         self._encoder = encoder
         self._tokenizer = encoder.tokenizer
+        puts_bos = encoder.tokenizer.adds_bos if encoder.add_bos is None else encoder.add_bos
+        self.verdict = judge_tokenizer(encoder.tokenizer, encoder.formatter, puts_bos=puts_bos)
         self._max_seq_length = max_seq_length
         self._is_control_V = np.zeros(self._tokenizer.vocab_size, dtype=np.bool_)
         self._is_control_V[list(self._tokenizer.control_tokens.values())] = True
         self._text_of = {token_id: text for text, token_id in self._tokenizer.control_tokens.items()}
         self._tails: dict[tuple[str, int], list[int]] = {}
+        self._checks: dict[Check, Callable[[TracedConversation], Iterator[str]]] = {
+            "targets": self._has_targets,
+            "content": self._decodes,
+            "control": self._has_no_control_from_content,
+            "prompt": self._continues_prompts,
+        }
+        if encoder.options.supervise_end_of_turn:
+            self._checks["stop"] = self._stops
+        if max_seq_length is not None:
+            self._checks["length"] = self._fits
+        self._asked = [check for check in CHECKS if check in _FIRST_CHECKS or check in self._checks]
 
     def prove_batch(self, batch: ConversationBatch) -> BatchProof:
         """Check every conversation of a batch.
@@ -106,19 +130,23 @@ class Prover:
         """
         passed: Counter[Check] = Counter()
         failures: list[Failure] = []
-        traces: list[TracedConversation] = []
         num_rows = 0
+        conversations: list[Conversation] = []
         for reading in batch.readings():
             num_rows += len(reading.rows)
+            conversations += reading.conversations
             if reading.error is not None:
                 failures.append(Failure(reading.origin, "parsed", str(reading.error)))
-            for conversation in reading.conversations:
-                trace, failed = self.prove(conversation)
-                asked = CHECKS if trace is not None else list(CHECKS)[: 1 + list(CHECKS).index(failed[0].check)]
-                passed.update(set(asked) - {failure.check for failure in failed} - self._not_asked())
-                failures += failed
-                if trace is not None:
-                    traces.append(trace)
+        all_traced = self._encoder.trace_all(conversations)
+        traces = [traced for traced in all_traced if isinstance(traced, TracedConversation)]
+        is_decoded = self._decode_together(traces)
+        for conversation, traced in zip(conversations, all_traced, strict=True):
+            failed = self._failures(conversation, traced, is_decoded=is_decoded)
+            broken = {failure.check for failure in failed}
+            last = next((check for check in _FIRST_CHECKS if check in broken), None)
+            asked = self._asked if last is None else _FIRST_CHECKS[: _FIRST_CHECKS.index(last)]
+            passed.update(check for check in asked if check not in broken)
+            failures += failed
         encoded = [trace.encoded for trace in traces]
         return BatchProof(
             num_rows=num_rows,
@@ -128,45 +156,56 @@ class Prover:
             num_targets=sum(e.num_targets for e in encoded),
             num_turns=sum(len(set(e.turns_K[e.weights_K > 0].tolist())) for e in encoded),
             num_splits=sum(e.num_splits for e in encoded),
+            verdict=self.verdict,
+            engine=self._tokenizer.engine_name,
         )
 
-    def _not_asked(self) -> set[Check]:
-        unasked: set[Check] = set()
-        if self._max_seq_length is None:
-            unasked.add("length")
-        if not self._encoder.options.supervise_end_of_turn:
-            unasked.add("stop")
-        return unasked
-
-    def prove(self, conversation: Conversation) -> tuple[TracedConversation | None, list[Failure]]:
+    def prove(self, conversation: Conversation) -> list[Failure]:
         """Check one conversation.
 
         Args:
             conversation: The conversation.
 
         Returns:
-            Its tokens, or None if it has none, and the checks that it fails.
+            The checks that it fails.
         """
+        [traced] = self._encoder.trace_all([conversation])
+        return self._failures(conversation, traced, is_decoded=False)
+
+    def _failures(
+        self, conversation: Conversation, traced: TracedConversation | ConversationError, *, is_decoded: bool
+    ) -> list[Failure]:
         origin = conversation.origin
-        try:
-            trace = self._encoder.trace(conversation)
-        except RenderError as exc:
-            return None, [Failure(origin, "rendered", str(exc))]
-        except (ConversationError, TokenizerError) as exc:
-            return None, [Failure(origin, "tokenized", str(exc))]
-        checks: dict[Check, Callable[[TracedConversation], Iterator[str]]] = {
-            "targets": self._has_targets,
-            "content": self._decodes,
-            "stop": self._stops,
-            "control": self._has_no_control_from_content,
-            "prompt": self._continues_prompts,
-            "length": self._fits,
-        }
-        return trace, [
+        if isinstance(traced, RenderError):
+            return [Failure(origin, "rendered", str(traced))]
+        if isinstance(traced, ConversationError):
+            return [Failure(origin, "tokenized", str(traced))]
+        return [
             Failure(origin, check, f"{origin}: {problem}")
-            for check, problems in checks.items()
-            for problem in problems(trace)
-        ]
+            for check, problems in self._checks.items()
+            if not (is_decoded and check == "content")
+            for problem in problems(traced)
+        ] + [Failure(origin, "content", f"{origin}: {problem}") for problem in self._says_the_content(traced)]
+
+    def _decode_together(self, traces: Sequence[TracedConversation]) -> bool:
+        """Whether the trained tokens of every piece stand for exactly its bytes; False if that is not known."""
+        ids: list[IntArray] = []
+        texts: list[bytes] = []
+        for trace in traces:
+            encoded, text = trace.encoded, trace.rendered.text
+            is_trained_K = encoded.weights_K > 0
+            for k, (first, last) in zip(
+                np.flatnonzero(is_trained_K).tolist(), encoded.token_spans_K2[is_trained_K].tolist(), strict=True
+            ):
+                ids.append(encoded.tokens_T[first:last])
+                texts.append(text[trace.rendered.spans[k].start : trace.rendered.spans[k].end].encode())
+        if not ids:
+            return False
+        decoded = self._tokenizer.bytes_of(np.concatenate(ids))
+        if decoded is None or decoded[0] != b"".join(texts):
+            return False
+        ends_of_pieces = np.concatenate([[0], decoded[1]])[np.cumsum([len(piece) for piece in ids])]
+        return np.array_equal(ends_of_pieces, np.cumsum([len(piece) for piece in texts]))
 
     def _has_targets(self, trace: TracedConversation) -> Iterator[str]:
         if trace.encoded.num_targets == 0:
@@ -174,12 +213,10 @@ class Prover:
 
     def _decodes(self, trace: TracedConversation) -> Iterator[str]:
         encoded, text = trace.encoded, trace.rendered.text
-        marked_T = np.zeros(len(encoded.tokens_T), dtype=np.bool_)
         pieces = zip(trace.rendered.spans, encoded.token_spans_K2.tolist(), encoded.weights_K.tolist(), strict=True)
         for span, (first, last), weight in pieces:
             if not weight > 0:
                 continue
-            marked_T[first:last] = True
             wanted, ids = text[span.start : span.end], encoded.tokens_T[first:last].tolist()
             if len(ids) == 1 and self._text_of.get(ids[0]) == wanted:
                 continue
@@ -189,9 +226,6 @@ class Prover:
                     f"turn {span.turn}: its {span.kind} trains {_short(got)}, but the text is {_short(wanted)}; the"
                     " tokenizer loses something, so use another one or repair the row"
                 )
-        if not np.array_equal(marked_T, encoded.weights_T > 0):
-            yield "a token outside of the trained turns has a weight; report this fault"
-        yield from self._says_the_content(trace)
 
     def _says_the_content(self, trace: TracedConversation) -> Iterator[str]:
         """Plain answers stand in the text as they are, but for whitespace that a format strips from their edges."""
@@ -210,8 +244,6 @@ class Prover:
 
     def _stops(self, trace: TracedConversation) -> Iterator[str]:
         encoded = trace.encoded
-        if not self._encoder.options.supervise_end_of_turn:
-            return
         pieces: dict[int, list[tuple[bool, int, int, bool]]] = {}
         facts = zip(
             encoded.turns_K.tolist(),

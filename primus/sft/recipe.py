@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """How rows become training sequences: plain values from which any process builds the same formatter and tokenizer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from primus.chat.conversations import SourceOptions
 from primus.chat.messages import Conversation
+from primus.errors import ConversationError
 from primus.sft.dataset import EncodingOptions
-from primus.sft.encoding import TracedConversation, trace_conversation
+from primus.sft.encoding import TracedConversation, trace_conversations
 from primus.sft.formatters import ConversationFormatter, create_formatter
 from primus.sft.tokenizer import SFTTokenizer, load_tokenizer
 
@@ -90,8 +91,22 @@ class Encoder:
         Raises:
             ConversationError: If the format has no form for it, or it can't be encoded exactly.
         """
-        return trace_conversation(
-            conversation,
+        [traced] = self.trace_all([conversation])
+        if isinstance(traced, ConversationError):
+            raise traced
+        return traced
+
+    def trace_all(self, conversations: Sequence[Conversation]) -> list[TracedConversation | ConversationError]:
+        """Render and tokenize many conversations, faster than one by one.
+
+        Args:
+            conversations: The conversations.
+
+        Returns:
+            For each what `trace` gives, or the error that it raises.
+        """
+        return trace_conversations(
+            conversations,
             formatter=self.formatter,
             tokenizer=self.tokenizer,
             supervise_end_of_turn=self.options.supervise_end_of_turn,

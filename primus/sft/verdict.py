@@ -35,7 +35,6 @@ class TokenizerVerdict:
 
     Attributes:
         name: Where the tokenizer came from.
-        engine: What makes the ids.
         vocab_size: Rows that an embedding needs.
         bos_token: Text of BOS; empty if there is none.
         eos_token: Text of EOS; empty if there is none.
@@ -47,7 +46,6 @@ class TokenizerVerdict:
     """
 
     name: str
-    engine: str
     vocab_size: int
     bos_token: str
     eos_token: str
@@ -77,7 +75,7 @@ class TokenizerVerdict:
         bos = f"BOS {_quoted(self.bos_token)}, {'put in front of a sequence' if self.puts_bos else 'not put in front'}"
         lines = [
             f"tokenizer {self.name}",
-            f"  {self.vocab_size:,} ids; offsets are usable; engine: {self.engine}",
+            f"  {self.vocab_size:,} ids; offsets are usable",
             f"  {bos}; EOS {_quoted(self.eos_token)}",
             f"  single control tokens: {', '.join(map(repr, single)) or 'none of the markers of the format'}",
         ]
@@ -106,7 +104,6 @@ def judge_tokenizer(tokenizer: SFTTokenizer, formatter: ConversationFormatter, *
     given_back = {probe: tokenizer.given_back(text) for probe, text in PROBES.items()}
     return TokenizerVerdict(
         name=tokenizer.name,
-        engine=tokenizer.engine_name,
         vocab_size=tokenizer.vocab_size,
         bos_token=bos,
         eos_token=tokenizer.eos_token,

@@ -3,14 +3,18 @@
 
 import multiprocessing
 import os
+import signal
+import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
-from primus.errors import DataError
+from primus.errors import DataError, PrimusError
 
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
@@ -42,37 +46,44 @@ def num_cores() -> int:
 
 
 def map_batches(job: Job[Batch, Result], batches: Iterable[Batch], *, num_workers: int) -> Iterator[Result]:
-    """Yield the result of every batch, in the order of the batches.
+    """The result of every batch, in the order of the batches.
+
+    The work begins at once in the other processes, and goes on while the results are consumed.
 
     Args:
         job: What is done with a batch.
         batches: The batches; only a few are held at a time.
         num_workers: Processes; 1 does the work in this one.
 
-    Yields:
-        The results. They do not depend on `num_workers`.
+    Returns:
+        The results, one after another. They do not depend on `num_workers`.
 
     Raises:
         DataError: If a process was ended from outside, mostly for want of memory.
     """
     if num_workers == 1:
-        yield from map(job.start(), batches)
-        return
+        return map(job.start(), batches)
     # A process that starts afresh has none of this one's threads and locks.
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start, initargs=(job,))
-    waiting: deque[Future[Result]] = deque()
+    rest = iter(batches)
     try:
-        for batch in batches:
-            waiting.append(executor.submit(_handle, batch))
-            if len(waiting) >= _WAITING_PER_WORKER * num_workers:
-                yield waiting.popleft().result()
+        waiting = deque(executor.submit(_handle, batch) for batch in islice(rest, _WAITING_PER_WORKER * num_workers))
+    except BaseException:
+        executor.shutdown(cancel_futures=True)
+        raise
+    return _in_order(executor, waiting, rest)
+
+
+def _in_order(executor: ProcessPoolExecutor, waiting: deque[Future[Any]], rest: Iterator[Any]) -> Iterator[Any]:
+    try:
         while waiting:
-            yield waiting.popleft().result()
+            result = waiting.popleft().result()
+            waiting.extend(executor.submit(_handle, batch) for batch in islice(rest, 1))
+            yield result
     except BrokenProcessPool as exc:
         raise DataError(
-            f"workers: one of {num_workers} processes was ended from outside, mostly for want of memory; use fewer with"
-            " --workers"
+            "workers: a process was ended from outside, mostly for want of memory; use fewer with --workers"
         ) from exc
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
@@ -80,7 +91,27 @@ def map_batches(job: Job[Batch, Result], batches: Iterable[Batch], *, num_worker
 
 def _start(job: Job[Any, Any]) -> None:
     global _function  # noqa: PLW0603  # one job in the life of a worker process
-    _function = job.start()
+    # The processes share the cores; threads of each would only get in each other's way.
+    os.environ.update(TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for the results
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        _function = job.start()
+    except PrimusError as exc:
+        # An initializer's own error would only say that the pool is broken.
+        _function = partial(_raise, exc)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that waits for the results is gone, even by SIGKILL: it would wait forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _raise(error: PrimusError, _: Any) -> Any:
+    raise error
 
 
 def _handle(batch: Any) -> Any:

@@ -21,7 +21,7 @@ from primus.cli.parsing import CommandParser
 from primus.cli.progress import RowProgress
 from primus.errors import ConfigError
 from primus.sft.proof import CHECKS, BatchProof, Failure, ProofJob
-from primus.sft.verdict import TokenizerVerdict, judge_tokenizer
+from primus.sft.verdict import TokenizerVerdict
 from primus.sft.workers import map_batches
 
 WRONG = 1
@@ -60,17 +60,18 @@ def run(arguments: Sequence[str]) -> int:
     set_up_logging(verbose=False)
     allowed = _allowed(options)
     recipe = build_recipe(options)
-    encoder = recipe.build()
-    puts_bos = encoder.tokenizer.adds_bos if encoder.add_bos is None else encoder.add_bos
-    verdict = judge_tokenizer(encoder.tokenizer, encoder.formatter, puts_bos=puts_bos)
-    print("\n".join(verdict.lines()))
     started_s = time.monotonic()
-    report = _Report(verdict=verdict, allowed=allowed)
     batches = read_batches(recipe.files, recipe.source)
+    proofs = map_batches(ProofJob(recipe), batches, num_workers=num_workers(options))
+    report: _Report | None = None
     with RowProgress("checked") as progress:
-        for proof in map_batches(ProofJob(recipe), batches, num_workers=num_workers(options)):
+        for proof in proofs:
+            if report is None:
+                print("\n".join(proof.verdict.lines()))
+                report = _Report(verdict=proof.verdict, allowed=allowed)
             report.add(proof)
             progress.advance(proof.num_rows)
+    assert report is not None, "a data file without rows is an error"
     print("\n".join(report.lines(duration_s=time.monotonic() - started_s)))
     if options.json:
         _write_json(options.json, report.to_dict())
@@ -99,6 +100,7 @@ class _Report:
         self._passed: Counter[str] = Counter()
         self._failures: list[Failure] = []
         self._lengths: list[Any] = []
+        self._engines: set[str] = set()
 
     def add(self, proof: BatchProof) -> None:
         """Add a batch."""
@@ -109,6 +111,7 @@ class _Report:
         self._passed.update(proof.passed)
         self._failures += proof.failures
         self._lengths.append(proof.lengths_N)
+        self._engines.add(proof.engine)
 
     @property
     def is_wrong(self) -> bool:
@@ -137,6 +140,7 @@ class _Report:
                 f" {self._num_targets:,} are trained ({share:.1f} %) in {_count(self._num_turns, 'turn')}"
             )
             lines.append(f"  tokens of a conversation: {shown}")
+        lines.append(f"  engine of the ids: {', then '.join(sorted(self._engines, reverse=True))}")
         if self._num_splits:
             lines.append(f"  {_count(self._num_splits, 'token')} cut at the edge of an assistant turn")
         wrong = [*self._verdict.problems, *(f.message for f in self._failures if f.check not in self._allowed)]
@@ -159,6 +163,7 @@ class _Report:
             "num_targets": self._num_targets,
             "num_trained_turns": self._num_turns,
             "num_splits": self._num_splits,
+            "engines": sorted(self._engines),
             "max_tokens": int(lengths_N.max(initial=0)),
             "passed": {check: self._passed[check] for check in CHECKS},
             "failed": {check: self._failed[check] for check in CHECKS},

@@ -103,17 +103,18 @@ def _render(messages: Sequence[Message], *, tools: Sequence[str], is_prompt: boo
     if tools and (not messages or messages[0].role != "system"):
         _write(out, "system", with_tools("", tools))
     for turn, message in enumerate(messages):
-        with out.turn(turn):
-            if message.role == "assistant":
-                _header(out)
-                weight = 1.0 if message.weight is None else message.weight
-                out.span(out.text(assistant_text(message)), kind="content", turn=turn, weight=weight)
-                out.span(out.marker(IM_END), kind="end_of_turn", turn=turn, weight=weight)
-                out.text("\n")
-            else:
-                first_system = turn == 0 and message.role == "system"
-                content = with_tools(message.content, tools) if tools and first_system else message.content
-                _write(out, message.role, content)
+        start = out.length
+        if message.role == "assistant":
+            _header(out)
+            weight = 1.0 if message.weight is None else message.weight
+            out.span(out.text(assistant_text(message)), kind="content", turn=turn, weight=weight)
+            out.span(out.marker(IM_END), kind="end_of_turn", turn=turn, weight=weight)
+            out.text("\n")
+        else:
+            first_system = turn == 0 and message.role == "system"
+            content = with_tools(message.content, tools) if tools and first_system else message.content
+            _write(out, message.role, content)
+        out.end_turn(start, turn)
     if is_prompt:
         _header(out)
     return out.build()
@@ -162,6 +163,8 @@ def assistant_text(message: Message) -> str:
         {"name": "now", "arguments": {}}
         </tool_call>
     """
+    if not message.tool_calls and not message.reasoning:
+        return message.content
     parts = [f"<think>\n{message.reasoning}\n</think>\n\n"] if message.reasoning else []
     parts.append(message.content)
     calls = "\n".join(f"<tool_call>\n{call.to_json()}\n</tool_call>" for call in message.tool_calls)

@@ -155,13 +155,22 @@ class TextBuilder:
         """Note that a place is a piece of an assistant turn."""
         self._spans.append(CharSpan(*place, kind=kind, turn=turn, weight=weight))
 
+    @property
+    def length(self) -> int:
+        """Characters so far."""
+        return self._length
+
+    def end_turn(self, start: int, turn: int) -> None:
+        """Note that everything since a character was written for a message."""
+        self._turns.append(TurnSpan(start, self._length, turn))
+
     @contextmanager
     def turn(self, turn: int | None) -> Iterator[None]:
         """Note that what is appended meanwhile is written for a message; None for no message."""
         start = self._length
         yield
         if turn is not None:
-            self._turns.append(TurnSpan(start, self._length, turn))
+            self.end_turn(start, turn)
 
     def build(self) -> RenderedConversation:
         """What was collected."""

@@ -115,10 +115,13 @@ def char_offsets(text: str, lengths_T: IntArray) -> IntArray:
         >>> char_offsets("a\u00e9b", np.array([2, 1, 1])).tolist()  # a and half of the accented e, its rest, b
         [[0, 2], [1, 2], [2, 3]]
     """
-    data = np.frombuffer(text.encode(), dtype=np.uint8)
-    char_of_byte = np.cumsum((data & 0xC0) != 0x80) - 1
+    offsets_T2 = np.empty((len(lengths_T), 2), dtype=np.int64)
     ends_T = np.cumsum(lengths_T)
     starts_T = ends_T - lengths_T
-    if not len(lengths_T):
-        return np.zeros((0, 2), dtype=np.int64)
-    return np.stack([char_of_byte[starts_T], char_of_byte[ends_T - 1] + 1], axis=1)
+    if text.isascii():
+        offsets_T2[:, 0], offsets_T2[:, 1] = starts_T, ends_T
+    elif len(lengths_T):
+        data = np.frombuffer(text.encode(), dtype=np.uint8)
+        char_of_byte = np.cumsum((data & 0xC0) != 0x80) - 1
+        offsets_T2[:, 0], offsets_T2[:, 1] = char_of_byte[starts_T], char_of_byte[ends_T - 1] + 1
+    return offsets_T2

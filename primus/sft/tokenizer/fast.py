@@ -4,7 +4,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain, pairwise
 from typing import Any
@@ -13,14 +13,23 @@ import numpy as np
 from tokenizers import Tokenizer, decoders
 
 from primus.sft.tokenizer import shield
-from primus.sft.tokenizer.base import Control, IntArray, SFTTokenizer, as_arrays, is_control_spelling
+from primus.sft.tokenizer.base import (
+    Control,
+    Encoding,
+    IntArray,
+    MarkedText,
+    SFTTokenizer,
+    as_arrays,
+    is_control_spelling,
+)
 from primus.sft.tokenizer.byte_level import char_offsets
 from primus.sft.tokenizer.engine import FastEngine, proven_engine
+from primus.sft.tokenizer.flat import ByteVocabulary, encode_plain_texts
 
 # Long enough that the cost of a call does not count, short enough for the processor's caches.
 _STRETCH_CHARS = 8192
 # Building and proving the fast engine takes about as long as encoding this much without it.
-_CHARS_BEFORE_ENGINE = 2_000_000
+_CHARS_BEFORE_ENGINE = 500_000
 
 
 class FastTokenizer(SFTTokenizer):
@@ -61,7 +70,8 @@ class FastTokenizer(SFTTokenizer):
             for token_id, token in sorted(added.items())
             if token.special or token.content in special or is_control_spelling(token.content)
         }
-        self.vocab_size = 1 + max([*added, *official.get_vocab(with_added_tokens=False).values()])
+        vocab = official.get_vocab(with_added_tokens=True)
+        self.vocab_size = 1 + max([*added, *vocab.values()])
         self.bos_id = None if bos_token is None else official.token_to_id(bos_token)
         self.eos_id = None if eos_token is None else official.token_to_id(eos_token)
         pad_id = None if pad_token is None else official.token_to_id(pad_token)
@@ -76,7 +86,7 @@ class FastTokenizer(SFTTokenizer):
         self._clean_cuts = {
             token_id for token_id, token in added.items() if not (token.lstrip or token.normalized or token.single_word)
         }
-        self._token_bytes = _token_bytes(official) if isinstance(official.decoder, decoders.ByteLevel) else None
+        self._token_bytes = _token_bytes(vocab, added) if isinstance(official.decoder, decoders.ByteLevel) else None
         self._num_chars = 0
         self._num_bytes_V = np.array([len(word) for word in self._token_bytes or ()], dtype=np.int64)
         self._twins: dict[int, tuple[Tokenizer, Mapping[int, str]]] = {}
@@ -87,8 +97,8 @@ class FastTokenizer(SFTTokenizer):
     @property
     def engine_name(self) -> str:
         """What makes the ids."""
-        is_fast = self._token_bytes is not None and self._engine is not None
-        return "tokenizers, and fastokens, proven equal" if is_fast else "tokenizers"
+        # The cached property, if it has been asked for.
+        return "fastokens, proven equal to tokenizers" if self.__dict__.get("_engine") else "tokenizers"
 
     def decode(self, ids: Sequence[int] | IntArray) -> str:
         """The text of ids, control tokens included."""
@@ -98,7 +108,25 @@ class FastTokenizer(SFTTokenizer):
 
     def decode_after(self, front: Sequence[int] | IntArray, ids: Sequence[int] | IntArray) -> str:
         """The text of ids behind others."""
-        return self.decode(ids) if self._token_bytes is not None else super().decode_after(front, ids)
+        if self._token_bytes is None or not self._decodes_by_bytes:
+            return super().decode_after(front, ids)
+        plain = ids.tolist() if isinstance(ids, np.ndarray) else ids
+        return b"".join(map(self._token_bytes.__getitem__, plain)).decode(errors="replace")
+
+    def bytes_of(self, ids_T: IntArray) -> tuple[bytes, IntArray] | None:
+        """The bytes of ids of a byte-level vocabulary."""
+        if self._token_bytes is None or not self._decodes_by_bytes:
+            return None
+        ends_T = np.cumsum(self._byte_vocabulary.num_bytes_V[ids_T], dtype=np.int64)
+        return self._byte_vocabulary.bytes_of(ids_T, ends_T).tobytes(), ends_T
+
+    @cached_property
+    def _decodes_by_bytes(self) -> bool:
+        """Whether the library gives for every id by itself the text of the bytes that it is taken for here."""
+        assert self._token_bytes is not None
+        ids = [i for i in range(self.vocab_size) if self._official.id_to_token(i) is not None]
+        texts = self._official.decode_batch([[i] for i in ids], skip_special_tokens=False)
+        return all(text == self._token_bytes[i].decode(errors="replace") for i, text in zip(ids, texts, strict=True))
 
     def cuts_cleanly(self, word: str) -> bool:
         """Whether a control token is found in the text as it stands, before anything else happens to it."""
@@ -110,6 +138,28 @@ class FastTokenizer(SFTTokenizer):
             return ids_T, offsets_T2
         twin, spelling = self._twin(text)
         return _run(twin, shield.respell(text, controls, spelling))
+
+    def encode_plain(self, texts: Sequence[MarkedText]) -> list[Encoding | None]:
+        """The encodings of texts in which nothing special happens."""
+        self._num_chars += sum(len(marked.text) for marked in texts)
+        if self._token_bytes is None or self._num_chars < _CHARS_BEFORE_ENGINE or self._engine is None:
+            return super().encode_plain(texts)
+        ids_T, first_N = self._engine.encode_all([marked.text for marked in texts])
+        return encode_plain_texts(texts, ids_T, first_N, vocabulary=self._byte_vocabulary)
+
+    @cached_property
+    def _byte_vocabulary(self) -> ByteVocabulary:
+        assert self._token_bytes is not None
+        return ByteVocabulary(self._token_bytes, self.control_tokens)
+
+    def _locate(self, ids_T: IntArray, offsets_T2: IntArray, wanted_K3: IntArray) -> IntArray:
+        """The index of each control token; where all control tokens are the wanted ones, a look at a table tells."""
+        found_K = np.flatnonzero(self._is_control_V[ids_T])
+        if len(found_K) == len(wanted_K3):
+            is_wanted = ids_T[found_K] == wanted_K3[:, 2]
+            if is_wanted.all() and (offsets_T2[found_K] == wanted_K3[:, :2]).all():
+                return found_K
+        return super()._locate(ids_T, offsets_T2, wanted_K3)
 
     def _encode_by_bytes(self, text: str, controls: Sequence[Control]) -> tuple[IntArray, IntArray] | None:
         """The encoding from the bytes of the tokens, or None where these are not the text's.
@@ -146,7 +196,7 @@ class FastTokenizer(SFTTokenizer):
         if os.environ.get("PRIMUS_FAST_TOKENIZER", "1") == "0":
             return None
         return proven_engine(
-            json.dumps(self._json), reference=self._reference_ids, control_tokens=self.control_tokens, name=self.name
+            self._pipeline, reference=self._reference_ids, control_tokens=self.control_tokens, name=self.name
         )
 
     def _reference_ids(self, text: str) -> list[int]:
@@ -162,10 +212,8 @@ class FastTokenizer(SFTTokenizer):
 
     def _are_exactly(self, controls: Sequence[Control], ids_T: IntArray, offsets_T2: IntArray, text: str) -> bool:
         """Whether the control tokens in an encoding are the intended ones."""
-        found = [
-            (int(ids_T[t]), int(offsets_T2[t, 0]), int(offsets_T2[t, 1]))
-            for t in np.flatnonzero(self._is_control_V[ids_T])
-        ]
+        at = np.flatnonzero(self._is_control_V[ids_T])
+        found = list(zip(ids_T[at].tolist(), *offsets_T2[at].T.tolist(), strict=True))
         if self._unk_token is not None:
             # An unknown character is no control token, unless the text spells it out.
             unk_id = self.control_tokens[self._unk_token]
@@ -201,17 +249,20 @@ class FastTokenizer(SFTTokenizer):
         return shield.plain_pipeline(json.loads(self._pipeline))
 
 
-def _token_bytes(tokenizer: Tokenizer) -> list[bytes]:
+def _token_bytes(vocab: Mapping[str, int], added: Container[int]) -> list[bytes]:
     """The bytes of every id of a byte-level vocabulary."""
-    byte_of = {character: byte for byte, character in byte_alphabet().items()}
-    added = tokenizer.get_added_tokens_decoder()
-    vocab = tokenizer.get_vocab(with_added_tokens=True)
+    # The alphabet's characters to those of Latin-1, which are bytes, and all other characters of Latin-1 to one beyond.
+    to_latin_1 = dict.fromkeys(range(256), "\uffff")
+    to_latin_1 |= {ord(character): chr(byte) for byte, character in byte_alphabet().items()}
     table = [b""] * (1 + max(vocab.values()))
     for word, token_id in vocab.items():
-        if token_id in added or not all(character in byte_of for character in word):
-            table[token_id] = word.encode()
-        else:
-            table[token_id] = bytes(byte_of[character] for character in word)
+        if token_id not in added:
+            try:
+                table[token_id] = word.translate(to_latin_1).encode("latin-1")
+                continue
+            except UnicodeEncodeError:
+                pass
+        table[token_id] = word.encode()
     return table
 
 
