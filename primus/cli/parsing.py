@@ -72,6 +72,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def _no_such_option(self, name: str) -> str:
         near = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.7)
+        near = near or [option for option in self._option_string_actions if option.startswith(name)]
         key = name.lstrip("-").replace("-", "_")
         takes_keys = any(action.metavar == "key=value" for action in self._actions)
         other = (

@@ -25,6 +25,13 @@ from primus.sft.workers import Job
 
 Tools = Literal["keep", "render"]
 
+_DONE = {
+    "strip": "stripped",
+    "drop_empty_turns": "dropped",
+    "drop_leading_assistant": "dropped",
+    "merge_consecutive": "joined to the one before",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
@@ -43,24 +50,16 @@ class BadRow:
 
 @dataclass(slots=True)
 class ConversionCounts:
-    """What became of rows, and where conversations come from; `num_conversations` is the sum of its parts.
+    """What became of rows, and what was done to their conversations.
 
     Attributes:
-        ledger: What became of every row.
-        num_conversations: Conversations that were written.
-        num_branches: Conversations beyond the first of a row that is a tree.
-        num_joined: Rows beyond the first of a conversation whose turns are rows.
-        num_dropped_branches: Branches in which the fix-ups left nothing to train, of rows that gave others.
+        ledger: What became of every row, and how many conversations that makes.
         fixed_messages: How many messages each fix-up changed.
         fixed_conversations: How many conversations each fix-up changed.
         formats: How many rows of each file were recognised as which format; empty if the format was named.
     """
 
     ledger: Ledger = field(default_factory=Ledger)
-    num_conversations: int = 0
-    num_branches: int = 0
-    num_joined: int = 0
-    num_dropped_branches: int = 0
     fixed_messages: Counter[str] = field(default_factory=Counter)
     fixed_conversations: Counter[str] = field(default_factory=Counter)
     formats: dict[str, Counter[str]] = field(default_factory=dict)
@@ -68,10 +67,6 @@ class ConversionCounts:
     def add(self, other: "ConversionCounts") -> None:
         """Take in the counts of rows that follow."""
         self.ledger.add(other.ledger)
-        self.num_conversations += other.num_conversations
-        self.num_branches += other.num_branches
-        self.num_joined += other.num_joined
-        self.num_dropped_branches += other.num_dropped_branches
         self.fixed_messages.update(other.fixed_messages)
         self.fixed_conversations.update(other.fixed_conversations)
         for path, found in other.formats.items():
@@ -80,13 +75,9 @@ class ConversionCounts:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data, for a JSON file."""
         ledger = self.ledger.to_dict()
+        of_tokens = ("num_splits", "num_truncated", "num_untrained_turns")
         return {
-            "num_rows": self.ledger.num_rows,
-            "num_conversations": self.num_conversations,
-            "num_branches": self.num_branches,
-            "num_joined": self.num_joined,
-            "num_dropped_branches": self.num_dropped_branches,
-            **{name: ledger[name] for name in ("outcomes", "origins", "ignored_fields")},
+            **{name: value for name, value in ledger.items() if name not in of_tokens},
             "fix_ups": {
                 name: {"messages": count, "conversations": self.fixed_conversations[name]}
                 for name, count in self.fixed_messages.items()
@@ -96,21 +87,14 @@ class ConversionCounts:
 
     def lines(self) -> list[str]:
         """The account for people: rows, conversations, fix-ups."""
-        num_converted = self.ledger.outcomes[CONVERTED]
-        parts = [f"{num_converted:,} {_plural('row', num_converted)} converted"]
-        if self.num_joined:
-            parts.append(f"- {self.num_joined:,} that are further turns of a conversation")
-        if self.num_branches:
-            parts.append(f"+ {self.num_branches:,} further branches of trees")
-        if self.num_dropped_branches:
-            parts.append(f"- {self.num_dropped_branches:,} branches in which the fix-ups left nothing to train")
-        total = f"{self.num_conversations:,} {_plural('conversation', self.num_conversations)} written"
+        written = _counted(self.ledger.num_conversations, "conversation")
         fix_ups = [
-            f"  {name}: {_describe_fix_up(name, count)} in {self.fixed_conversations[name]:,}"
-            f" {_plural('conversation', self.fixed_conversations[name])}"
-            for name, count in self.fixed_messages.items()
+            f"  {name}: {_counted(self.fixed_messages[name], 'message')} {what}, in"
+            f" {_counted(self.fixed_conversations[name], 'conversation')}"
+            for name, what in _DONE.items()
+            if self.fixed_messages[name]
         ]
-        return [*self.ledger.lines(), f"{total}{' = ' + ' '.join(parts) if len(parts) > 1 else ''}", *fix_ups]
+        return [*self.ledger.lines(), f"{written} written", *fix_ups]
 
 
 @dataclass(slots=True)
@@ -188,16 +172,14 @@ class ConversionJob(Job[ConversationBatch, ConvertedBatch]):
             except ConversationError as exc:
                 if exc.reason != NOTHING_LEFT:
                     raise
-        for row in reading.rows:
-            counts.ledger.record(CONVERTED if lines else NOTHING_LEFT, origin=row.origin)
-        counts.ledger.ignored_fields.update(
-            {name for conversation in reading.conversations for name in conversation.ignored_fields}
+        counts.ledger.record_together(
+            CONVERTED if lines else NOTHING_LEFT,
+            origins=[row.origin for row in reading.rows],
+            num_conversations=len(lines),
+            num_dropped=len(reading.conversations) - len(lines),
         )
-        if lines:
-            counts.num_conversations += len(lines)
-            counts.num_joined += len(reading.rows) - 1
-            counts.num_branches += len(reading.conversations) - 1
-            counts.num_dropped_branches += len(reading.conversations) - len(lines)
+        ignored = {name for conversation in reading.conversations for name in conversation.ignored_fields}
+        counts.ledger.ignored_fields.update(sorted(ignored))
         return lines
 
     def _line(self, counts: ConversionCounts, conversation: Conversation) -> str:
@@ -214,15 +196,5 @@ def _set_aside(converted: ConvertedBatch, reading: Reading, error: ConversationE
         converted.bad_rows.append(BadRow(row, error.reason, str(error)))
 
 
-def _describe_fix_up(name: str, count: int) -> str:
-    done = {
-        "strip": "stripped",
-        "drop_empty_turns": "dropped",
-        "drop_leading_assistant": "dropped",
-        "merge_consecutive": "joined to the one before",
-    }
-    return f"{count:,} {_plural('message', count)} {done[name]}"
-
-
-def _plural(noun: str, number: int) -> str:
-    return noun if number == 1 else f"{noun}s"
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

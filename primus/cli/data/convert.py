@@ -20,7 +20,7 @@ from primus.cli.progress import RowProgress
 from primus.errors import ConfigError, DataError
 from primus.sft.conversion import ConversionCounts, ConversionJob, ConvertedBatch, Tools
 from primus.sft.quarantine import Quarantine
-from primus.sft.sources import resolve_files
+from primus.sft.sources import TRAIN_SPLIT, resolve_files
 from primus.sft.workers import map_batches, num_cores
 
 # Problems that an error message lists; the rest is counted.
@@ -33,7 +33,7 @@ every row that was read is written, or listed in TARGET.ledger.json with the rea
 byte for byte."""
 _EXAMPLES = """
 primus data convert examples/data/demo-alpaca.jsonl output/demo-alpaca.jsonl --force
-primus data convert 'examples/data/demo-*.jsonl' output/demo-all.jsonl.gz --bad-rows quarantine --force
+primus data convert 'examples/data/demo-*.jsonl' output/all.jsonl.gz --bad-rows quarantine --force
 primus data convert examples/data/demo-heldout.jsonl - --strip --merge-consecutive
 """
 _FIX_UPS = {
@@ -41,6 +41,12 @@ _FIX_UPS = {
     "drop_empty_turns": "drop messages that are empty and call no tools; the question before an empty answer stays",
     "drop_leading_assistant": "drop what the assistant says before the first user message",
     "merge_consecutive": "join neighbouring messages of one role by a blank line",
+}
+
+# What the command can do about a rule that rows break.
+_HINTS = {
+    "role": "other names of roles are given with --roles, such as --roles client=user,counselor=assistant",
+    "fields": "fields with other names are given with --messages-field, or with --column-map",
 }
 
 
@@ -63,9 +69,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _parser() -> CommandParser:
     parser = CommandParser("data convert", description=_DESCRIPTION, examples=_EXAMPLES)
-    parser.add_argument(
-        "sources", nargs="+", metavar="SOURCE", help="files, patterns, folders (split train), hf://owner/name, or - "
-    )
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="files, patterns, folders, hf://owner/name, or - ")
     parser.add_argument("target", metavar="TARGET", help="a .jsonl, .jsonl.gz or .jsonl.zst file, or - for stdout")
     parser.add_argument("--force", action="store_true", help="replace TARGET if it exists")
     parser.add_argument(
@@ -80,6 +84,7 @@ def _parser() -> CommandParser:
         default="keep",
         help="keep tool calls as fields, or render them into the contents, for trainers without tools",
     )
+    parser.add_argument("--split", metavar="NAME", default=TRAIN_SPLIT, help="the split of a folder (default: train)")
     parser.add_argument("--workers", type=positive_int, metavar="N", help="processes (default: all cores)")
     add_source_arguments(parser)
     group = parser.add_argument_group("repairs, off unless named, and counted")
@@ -94,7 +99,7 @@ class _Conversion:
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
         self._source = build_source_options(options)
-        self._files = resolve_files(tuple(options.sources))
+        self._files = resolve_files(tuple(options.sources), split=options.split)
         self._job = ConversionJob(
             fix_ups=FixUps(**{name: bool(vars(options)[name]) for name in _FIX_UPS}), tools=options.tools
         )
@@ -117,7 +122,7 @@ class _Conversion:
             DataError: If a file can't be read, a row is bad and that is an error, or no row gave a conversation.
         """
         counts = ConversionCounts()
-        problems: list[str] = []
+        problems = _Problems()
         is_quarantined = self._options.bad_rows == "quarantine"
         with open_target(self._options.target) as out:
             with Quarantine(self._bad_path) as quarantine:
@@ -127,13 +132,12 @@ class _Conversion:
                     for bad in converted.bad_rows:
                         if is_quarantined:
                             quarantine.write(bad.row, reason=bad.reason, error=bad.error)
-                        elif bad.error not in problems[-1:]:
-                            problems.append(bad.error)
-                if problems:
-                    raise DataError(*_listed(problems, counts.ledger.num_rows))
+                        problems.add(bad.error)
+                if problems.first and not is_quarantined:
+                    raise DataError(*problems.lines(counts, target=self._options.target))
             self._write_ledger(counts)
-            if not counts.num_conversations:
-                raise DataError(self._nothing_converted(counts))
+            if not counts.ledger.num_conversations:
+                raise DataError(*problems.first[:1], self._nothing_converted(counts))
         return counts
 
     def _converted(self) -> Iterator[ConvertedBatch]:
@@ -154,11 +158,12 @@ class _Conversion:
     def _write_ledger(self, counts: ConversionCounts) -> None:
         if self._ledger_path is None:
             return
-        chosen = ("bad_rows", "tools", *_FIX_UPS, "source_format", "messages_field", "roles", "oasst", "think")
+        not_of_content = {"sources", "target", "force", "workers"}
+        chosen = {name: value for name, value in vars(self._options).items() if name not in not_of_content}
         document = {
             "target": self._options.target,
             "sources": [str(file) for file in self._files],
-            "options": {name: vars(self._options)[name] for name in chosen},
+            "options": {name: str(value) if isinstance(value, Path) else value for name, value in chosen.items()},
             **counts.to_dict(),
         }
         self._ledger_path.parent.mkdir(parents=True, exist_ok=True)
@@ -171,10 +176,10 @@ class _Conversion:
 
     def _nothing_converted(self, counts: ConversionCounts) -> str:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.ledger.outcomes.items()))
-        where = f"; see {self._ledger_path}" if self._ledger_path else ""
+        where = f"see {self._ledger_path}" if self._ledger_path else "name a file as TARGET to see why"
         return (
-            f"{self._files[0]}: none of {counts.ledger.num_rows:,} rows gave a conversation ({reasons}), so"
-            f" {self._options.target} is not written{where}"
+            f"{self._options.target}: is not written, for none of {counts.ledger.num_rows:,} rows gave a conversation"
+            f" ({reasons}); {where}"
         )
 
     def written_lines(self) -> list[str]:
@@ -186,11 +191,32 @@ class _Conversion:
                 if Path(path).exists()]  # fmt: skip
 
 
-def _listed(problems: Sequence[str], num_rows: int) -> list[str]:
-    listed = list(problems[:_MAX_LISTED])
-    if len(problems) > _MAX_LISTED:
-        listed.append(f"... {len(problems) - _MAX_LISTED:,} more of {num_rows:,} rows are bad")
-    return [*listed, "nothing is written; give --bad-rows quarantine to set bad rows aside and convert the rest"]
+class _Problems:
+    """The first problems of bad rows, and how many there are."""
+
+    def __init__(self) -> None:
+        self.first: list[str] = []
+        self._last: str | None = None
+        self._count = 0
+
+    def add(self, problem: str) -> None:
+        """Count a problem; the rows of one conversation have one in common."""
+        if problem != self._last:
+            self._last = problem
+            self._count += 1
+            if len(self.first) < _MAX_LISTED:
+                self.first.append(problem)
+
+    def lines(self, counts: ConversionCounts, *, target: str) -> list[str]:
+        """What an error says."""
+        rest = self._count - len(self.first)
+        more = [f"... {rest:,} more of {counts.ledger.num_rows:,} rows are bad"] if rest else []
+        more += [hint for reason, hint in _HINTS.items() if counts.ledger.outcomes[f"bad:{reason}"]]
+        if target == STDOUT:
+            hint = "what is written lacks them; name a file as TARGET to set them aside with --bad-rows quarantine"
+        else:
+            hint = "is not written; give --bad-rows quarantine to set bad rows aside and convert the rest"
+        return [*self.first, *more, f"{target}: {hint}"]
 
 
 def _format_lines(counts: ConversionCounts) -> list[str]:
