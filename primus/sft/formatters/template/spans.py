@@ -124,6 +124,8 @@ class SpanFinder:
     def _split_tail(self, text: str, start: int, turn_end: int) -> tuple[int, tuple[int, int] | None]:
         """Where the content ends, and the place of what ends the turn; whitespace behind that is nobody's."""
         tail = text[start:turn_end].rstrip()
+        if self._shape.answer_opener is not None:
+            tail = tail.removesuffix(self._shape.answer_opener)
         tails = self._shape.tails
         at, ending = next(((len(tail) - len(ending), ending) for ending in tails if tail.endswith(ending)), (-1, ""))
         if at < 0:
