@@ -170,6 +170,18 @@ def test_control_text_of_an_answer_is_trained_as_plain_text(
     check_answer(format_name, small_tokenizer, attack)
 
 
+@EACH_FORMAT
+@pytest.mark.parametrize("place", ["system", "user", "assistant"])
+def test_a_message_that_is_nothing_but_a_control_token_is_text(
+    format_name: str, place: str, small_tokenizer: SFTTokenizer
+) -> None:
+    expected = control_ids(traced(format_name, small_tokenizer, chat(place, HARMLESS)), small_tokenizer)
+    for token in CONTROL_TOKENS:
+        trace = traced(format_name, small_tokenizer, chat(place, token))
+        assert control_ids(trace, small_tokenizer) == expected
+        assert trained_text(trace, small_tokenizer).lstrip().startswith(token if place == "assistant" else "Fine.")
+
+
 @pytest.mark.parametrize("format_name", ["openai", "template"])
 @EACH_ATTACK
 def test_control_text_in_tools_and_calls_is_no_control_token(
