@@ -14,8 +14,9 @@ report            named figures
 page              the report as one HTML page (plots)
 """
 
-from primus.sft.stats.gathering import gather
-from primus.sft.stats.report import StatsReport, build_report
+from primus.sft.stats.figures import StatsReport
+from primus.sft.stats.gathering import compare, gather
+from primus.sft.stats.report import build_report
 from primus.sft.stats.shingles import choose_bands
 
-__all__ = ["StatsReport", "build_report", "choose_bands", "gather"]
+__all__ = ["StatsReport", "build_report", "choose_bands", "compare", "gather"]

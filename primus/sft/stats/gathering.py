@@ -197,6 +197,18 @@ class Gathered:
     clusters: Clusters = field(default_factory=lambda: Clusters((), 0, 1.0))
     batches: list[BatchStats] = field(default_factory=list)
 
+    @property
+    def starts(self) -> IntArray:
+        """The index of the first conversation of each batch, and the number of all."""
+        return np.cumsum([0, *(len(batch.places_N) for batch in self.batches)])
+
+    def content_hash(self, index: int) -> str:
+        """The content hash of a conversation."""
+        starts = self.starts
+        number = int(np.searchsorted(starts, index, side="right")) - 1
+        high, low = self.batches[number].hashes_N32[index - int(starts[number]), 0].tolist()
+        return f"{high:016x}{low:016x}"
+
     def origins(self, indices: Iterable[int]) -> list[str]:
         """Where conversations stand.
 
@@ -206,7 +218,7 @@ class Gathered:
         Returns:
             Their origins, in the same order.
         """
-        starts = np.cumsum([0, *(len(batch.places_N) for batch in self.batches)])
+        starts = self.starts
         result = []
         for index in indices:
             number = int(np.searchsorted(starts, index, side="right")) - 1
@@ -220,23 +232,21 @@ def gather(
     *,
     bands: Bands | None,
     num_workers: int,
-    counted: Advance = lambda _: None,
-    compared: Advance = lambda _: None,
+    advance: Advance = lambda _: None,
 ) -> Gathered:
-    """Count everything.
+    """Count everything, and find exact duplicates; `compare` finds near ones.
 
     Args:
         recipe: What to count, and how conversations become tokens.
-        bands: How near duplicates are found; None does not look for them.
+        bands: How near duplicates are to be found; None makes no sketches for that.
         num_workers: Processes; the result does not depend on it.
-        counted: Called with the number of rows that were counted.
-        compared: Called with the number of conversations that were compared.
+        advance: Called with the number of rows that were counted.
 
     Returns:
         What was found.
 
     Raises:
-        DataError: If a file can't be read, changes meanwhile, or is standard input and would be read twice.
+        DataError: If a file can't be read, or is standard input, which would be read twice for near duplicates.
     """
     if bands is not None and any(str(file) == STDIN for file in recipe.files):
         raise DataError(
@@ -248,18 +258,12 @@ def gather(
     batches = read_batches(recipe.files, recipe.source)
     for stats in map_batches(StatsJob(recipe, bands), batches, num_workers=num_workers):
         gathered.counts.merge(stats.counts)
-        counted(stats.counts.num_rows)
+        advance(stats.counts.num_rows)
         stats.counts = Counts()
         stats.with_words_W += num
         num += len(stats.places_N)
         gathered.batches.append(stats)
     _find_exact(gathered)
-    if bands is not None and num:
-        indices_W = np.concatenate([stats.with_words_W for stats in gathered.batches])
-        bands_WB = np.concatenate([stats.bands_WB for stats in gathered.batches])
-        is_first_W = gathered.firsts["conversation"][indices_W] == indices_W
-        pairs_P2 = candidate_pairs(bands_WB[is_first_W], indices_W[is_first_W])
-        gathered.clusters = _compare(gathered, pairs_P2, bands.threshold, num_workers, compared)
     return gathered
 
 
@@ -271,34 +275,50 @@ def _find_exact(gathered: Gathered) -> None:
         gathered.firsts[name] = np.where(hashes_N2.any(axis=1), repeated(hashes_N2), -1)
 
 
-def _compare(gathered: Gathered, pairs_P2: IntArray, threshold: float, num_workers: int, compared: Advance) -> Clusters:
-    """Read the candidates again and compare their shingles."""
-    starts = np.cumsum([0, *(len(batch.places_N) for batch in gathered.batches)])
-    recipe = gathered.recipe
-    with comparer(pairs_P2, threshold=threshold) as comparing:
+def compare(gathered: Gathered, *, num_workers: int, advance: Advance = lambda _: None) -> None:
+    """Find the near duplicates: read the candidates again and compare their shingles.
+
+    Args:
+        gathered: What was counted; gets the clusters.
+        num_workers: Processes; the result does not depend on it.
+        advance: Called with the number of conversations that were compared.
+
+    Raises:
+        DataError: If a file has changed since it was counted.
+    """
+    if gathered.bands is None or not gathered.counts.num_conversations:
+        return
+    indices_W = np.concatenate([stats.with_words_W for stats in gathered.batches])
+    bands_WB = np.concatenate([stats.bands_WB for stats in gathered.batches])
+    is_first_W = gathered.firsts["conversation"][indices_W] == indices_W
+    pairs_P2 = candidate_pairs(bands_WB[is_first_W], indices_W[is_first_W])
+    with comparer(pairs_P2, threshold=gathered.bands.threshold) as comparing:
         wanted = np.array(comparing.wanted, dtype=np.int64)
-
-        def chosen() -> Iterator[ShinglesOf]:
-            for number, batch in enumerate(read_batches(recipe.files, recipe.source)):
-                if number >= len(gathered.batches):
-                    raise DataError(f"{batch.rows.path}: has grown while it was read; wait until it is written")
-                low, high = np.searchsorted(wanted, starts[number : number + 2])
-                inside = wanted[low:high]
-                if len(inside):
-                    places = gathered.batches[number].places_N[inside - starts[number]]
-                    yield ShinglesOf(batch, tuple(places.tolist()), tuple(inside.tolist()))
-
         num_seen = 0
-        for shingled in map_batches(ShingleJob(), chosen(), num_workers=num_workers) if len(wanted) else ():
+        chosen = _chosen(gathered, wanted)
+        for shingled in map_batches(ShingleJob(), chosen, num_workers=num_workers) if len(wanted) else ():
             for index, content_hash, shingles in shingled:
-                number = int(np.searchsorted(starts, index, side="right")) - 1
-                halves = gathered.batches[number].hashes_N32[index - int(starts[number]), 0]
-                if int(halves[0]) << 64 | int(halves[1]) != int(content_hash, 16):
+                if gathered.content_hash(index) != content_hash:
                     [origin] = gathered.origins([index])
                     raise DataError(f"{origin}: has changed while it was read; wait until the file is written")
                 comparing.add(index, shingles)
             num_seen += len(shingled)
-            compared(len(shingled))
+            advance(len(shingled))
         if num_seen != len(wanted):
-            raise DataError(f"{recipe.files[0]}: a file has shrunk while it was read; wait until it is written")
-        return comparing.clusters()
+            raise DataError(
+                f"{gathered.recipe.files[0]}: a file has shrunk while it was read; wait until it is written"
+            )
+        gathered.clusters = comparing.clusters()
+
+
+def _chosen(gathered: Gathered, wanted: IntArray) -> Iterator[ShinglesOf]:
+    """Read the files again, and yield the batches that have some of the wanted conversations."""
+    starts = gathered.starts
+    for number, batch in enumerate(read_batches(gathered.recipe.files, gathered.recipe.source)):
+        if number >= len(gathered.batches):
+            raise DataError(f"{batch.rows.path}: has grown while it was read; wait until it is written")
+        low, high = np.searchsorted(wanted, starts[number : number + 2])
+        inside = wanted[low:high]
+        if len(inside):
+            places = gathered.batches[number].places_N[inside - starts[number]]
+            yield ShinglesOf(batch, tuple(places.tolist()), tuple(inside.tolist()))

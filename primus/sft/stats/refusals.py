@@ -12,6 +12,7 @@ BEGINNING = 200
 
 _I_AM = r"\bI(?: am|['\u2019]m)"
 _CANNOT = r"(?:can(?:no|['\u2019])t|won['\u2019]t)"
+_MOUSHIWAKE = r"\u7533\u3057\u8a33\u3042\u308a\u307e\u305b\u3093"
 _SOON = r"[^.!?\n]{0,60}"
 
 PHRASES = {
@@ -42,9 +43,9 @@ PHRASES = {
         r"\u4f5c\u4e3a(?:\u4e00\u4e2a|\u4e00\u540d)?(?:AI|\u4eba\u5de5\u667a\u80fd).{0,30}(?:\u65e0\u6cd5|\u4e0d\u80fd)",
     ),
     "Japanese": (
-        # moushiwake arimasen ... dekimasen, dekikanemasu
-        rf"\u7533\u3057\u8a33\u3042\u308a\u307e\u305b\u3093{_SOON}\u3067\u304d"
-        r"(?:\u307e\u305b\u3093|\u304b\u306d\u307e\u3059)",
+        # moushiwake arimasen ... dekimasen; ... dekikanemasu
+        rf"{_MOUSHIWAKE}{_SOON}\u3067\u304d\u307e\u305b\u3093",
+        rf"{_MOUSHIWAKE}{_SOON}\u3067\u304d\u304b\u306d\u307e\u3059",
     ),
     "Korean": (
         # joesong ... eopseumnida, eoryeopseumnida
