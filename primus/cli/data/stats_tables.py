@@ -33,9 +33,9 @@ def report_tables(report: StatsReport) -> Iterator[RenderableType]:
     yield _lengths(report)
     yield _sequence_lengths(report)
     yield Text(
-        "A conversation of T tokens takes T - 1 positions. Cut on the right or dropped: the turns and"
-        " targets (trained tokens) that are lost; a turn that is not whole loses all of its own. Alone: each conversation padded to the length. Packed: best-fit decreasing over the whole"
-        " data set.\n",
+        "A conversation of T tokens takes T - 1 positions. Cut on the right or dropped: the turns and targets (trained"
+        " tokens) that are lost; a turn that is not whole loses all of its own. Alone: each conversation padded to the"
+        " length. Packed: best-fit decreasing over the whole data set.\n",
         style="dim",
     )
     yield from _writing(report)
