@@ -126,7 +126,7 @@ class Ledger:
             "num_splits": self.num_splits,
             "num_truncated": self.num_truncated,
             "num_untrained_turns": self.num_untrained_turns,
-            "ignored_fields": dict(self.ignored_fields),
+            "ignored_fields": dict(sorted(self.ignored_fields.items())),
         }
 
     def lines(self) -> list[str]:
@@ -165,8 +165,10 @@ class Ledger:
             )
         if self.num_splits:
             lines.append(f"  {self.num_splits:,} tokens cut at the edge of an assistant turn")
-        for field, count in self.ignored_fields.most_common():
-            lines.append(f"  {count:,} rows have the field {field!r}, which has no meaning here and is ignored")
+        if self.ignored_fields:
+            fields = sorted(self.ignored_fields.items(), key=lambda item: (-item[1], item[0]))
+            listed = ", ".join(f"{name!r} ({count:,} {'row' if count == 1 else 'rows'})" for name, count in fields)
+            lines.append(f"  ignored, for they have no place in a conversation: {listed}")
         return lines
 
 
