@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from primus.chat.formats import AUTO, SourceFormat, SourceOptions, group_of, parse_row
+from primus.chat.formats import AUTO, SourceFormat, SourceOptions, group_of, parse_group, parse_row
 from primus.chat.formats.turns import ID_COLUMNS
 from primus.chat.messages import Conversation
 from primus.chat.reading import Row, RowBatch, read_row_batches
@@ -181,7 +181,7 @@ def _read(part: _Part, options: SourceOptions) -> Reading:
         broken = next((row for row in rows if row.error is not None), None)
         if broken is not None and broken.error is not None:
             raise _not_json(rows[0], broken)
-        if part.source is None or part.source.parse_rows is None:
+        if part.source is None:
             return Reading(rows, parse_row(rows[0].value, rows[0].origin, options))
         for where, origin in (("before", part.after_broken), ("behind", part.before_broken)):
             if origin is not None:
@@ -190,7 +190,7 @@ def _read(part: _Part, options: SourceOptions) -> Reading:
                     " of it; repair that row",
                     reason="torn",
                 )
-        return Reading(rows, part.source.parse_rows(rows, options))
+        return Reading(rows, parse_group(part.source, rows, options))
     except ConversationError as exc:
         return Reading(rows, error=exc)
 

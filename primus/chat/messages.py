@@ -30,7 +30,7 @@ class ToolCall:
     id: str | None = None
 
     def __post_init__(self) -> None:
-        check_encodable(f"tool call {self.name!r}", self.name + self.arguments)
+        check_encodable(f"tool call {self.name!r:.60}", self.name + self.arguments + (self.id or ""))
 
     def to_json(self) -> str:
         """The call as models with Hermes or Qwen tool templates write it.
@@ -77,7 +77,7 @@ class Message:
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
-            raise ConversationError(f"unknown role {self.role!r}; use one of {', '.join(ROLES)}", reason="role")
+            raise ConversationError(f"unknown role {self.role!r:.60}; use one of {', '.join(ROLES)}", reason="role")
         if self.role != "assistant":
             if self.tool_calls:
                 raise ConversationError(f"a {self.role} message has tool_calls; only the assistant calls tools",
@@ -97,8 +97,10 @@ class Message:
             raise ConversationError(
                 f"input_start is {self.input_start}, but no text of a user's message begins there after a blank line;"
                 " drop it", reason="input_start")  # fmt: skip
-        for what, text in (("content", self.content), ("reasoning", self.reasoning or "")):
-            check_encodable(what, text)
+        check_encodable("content", self.content)
+        for what, text in (("reasoning", self.reasoning), ("name", self.name), ("tool_call_id", self.tool_call_id)):
+            if text is not None:
+                check_encodable(what, text)
 
     def _has_input(self) -> bool:
         start = self.input_start or 0

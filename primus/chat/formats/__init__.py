@@ -10,7 +10,15 @@ Each format is a module of its own with two functions, `recognises(row, options)
 
 from primus.chat.formats.column_map import ColumnMap
 from primus.chat.formats.options import AUTO, SourceOptions
-from primus.chat.formats.registry import FORMATS, SourceFormat, detect_formats, group_of, parse_row, recognise
+from primus.chat.formats.registry import (
+    FORMATS,
+    SourceFormat,
+    detect_formats,
+    group_of,
+    parse_group,
+    parse_row,
+    recognise,
+)
 
 __all__ = [
     "AUTO",
@@ -20,6 +28,7 @@ __all__ = [
     "SourceOptions",
     "detect_formats",
     "group_of",
+    "parse_group",
     "parse_row",
     "recognise",
 ]

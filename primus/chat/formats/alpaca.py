@@ -60,15 +60,9 @@ def parse(row: Any, origin: str, options: SourceOptions) -> tuple[Conversation, 
     system = only_string(row, SYSTEM_FIELDS, origin)
     if not row.keys() <= _FIELDS:
         notes.ignore_others(row, _FIELDS)
-    try:
-        messages = turns(
-            instruction, response, input_text=input_text, system_prompt=system, history=_history(row, origin)
-        )
-        return (notes.conversation(messages),)
-    except ConversationError as exc:
-        if str(exc).startswith(origin):
-            raise
-        raise ConversationError(f"{origin}: {exc}", reason=exc.reason) from exc
+    history = _history(row, origin)
+    messages = turns(instruction, response, input_text=input_text, system_prompt=system, history=history)
+    return (notes.conversation(messages),)
 
 
 def _history(row: Mapping[str, Any], origin: str) -> list[Message]:

@@ -12,7 +12,7 @@ from primus.chat.formats.notes import Notes
 from primus.chat.formats.options import SourceOptions
 from primus.chat.formats.sharegpt import ROLES
 from primus.chat.formats.tools import read_tools
-from primus.chat.formats.turns import join_turns
+from primus.chat.formats.turns import is_identifier, join_turns, not_an_identifier
 from primus.chat.formats.values import optional_string, type_name
 from primus.chat.messages import Conversation
 from primus.chat.reading import Row
@@ -35,7 +35,7 @@ def group(row: object, options: SourceOptions) -> str | None:
     if path is None or not isinstance(row, Mapping):
         return None
     value = _get(row, path)
-    return None if value is None else f"{path}={value!r}"
+    return f"{path}={value!r}" if is_identifier(value) else None
 
 
 def parse(row: Any, origin: str, options: SourceOptions) -> tuple[Conversation, ...]:
@@ -46,7 +46,10 @@ def parse(row: Any, origin: str, options: SourceOptions) -> tuple[Conversation, 
             f"{origin}: the row is a {type_name(row)}, not an object; write one object per row", reason="not_an_object"
         )
     if column_map.conversation is not None:
-        alone = _get(row, column_map.conversation) is not None
+        identifier = _get(row, column_map.conversation)
+        alone = identifier is not None
+        if alone and not is_identifier(identifier):
+            raise not_an_identifier(identifier, column_map.conversation, origin)
         raise ConversationError(
             f"{origin}: the row is one turn of a conversation; read the file with read_conversations, which joins the"
             " rows"

@@ -17,6 +17,7 @@ from primus.chat.messages import Conversation, Message
 from primus.errors import ConversationError
 
 _FIELDS = ("chosen", "text", "transcript")
+FIELDS = (*_FIELDS, "prompt")
 _ANSWERS = ("completion", "response", "output", "chosen")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 _MARKER = re.compile(r"(?:\A|\n\n)(Human|Assistant):(?: |)")

@@ -22,6 +22,7 @@ from primus.errors import ConversationError
 _DIALECT = Dialect(("role",), ("text",), {"prompter": "user", "user": "user", "assistant": "assistant"})
 _STRUCTURE = ("replies", "rank", "deleted", "review_result", "message_id", "parent_id", "message_tree_id")
 _ROW = frozenset({"message_id", "text", "role"})
+FIELDS = ("prompt", "message_id")
 UNANSWERED, DELETED, REFUSED = "unanswered prompts", "deleted messages", "messages that reviewers refused"
 
 

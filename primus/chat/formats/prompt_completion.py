@@ -20,6 +20,7 @@ from primus.chat.messages import Conversation, Message
 from primus.errors import ConversationError
 
 _ANSWERS = ("completion", "chosen")
+FIELDS = (*_ANSWERS, *INSTRUCTION_FIELDS)
 
 
 def recognises(row: object, options: SourceOptions) -> bool:

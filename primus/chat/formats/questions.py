@@ -12,6 +12,8 @@ from primus.chat.formats.options import SourceOptions
 from primus.chat.messages import Conversation
 from primus.errors import ConversationError
 
+FIELDS = ("turns", "question", "ground_truth")
+
 
 def recognises(row: object, options: SourceOptions) -> bool:
     """Whether a row has a list of questions, or of expected calls."""

@@ -2,7 +2,8 @@
 """Every source format by its name, and which of them a row has."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,6 +31,8 @@ from primus.chat.reading import Row
 from primus.errors import ConversationError
 
 UNKNOWN: Final = "unknown"
+# Fields that a message lists; a row may have thousands.
+_MAX_NAMED = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class SourceFormat:
         recognises: Whether a row looks like one of this format; takes the row and the options, and looks at no more
             than names and types.
         parse: Reads a row as its conversations; takes the row, its origin and the options.
+        fields: Every row of the format has one of them; None if that depends on the options.
         takes_lists: Whether a row may be a list.
         group: The name of what a row is a part of, where several rows are one conversation or one tree; None for a row
             that stands alone.
@@ -54,18 +58,28 @@ class SourceFormat:
     rank: int
     recognises: Callable[[object, SourceOptions], bool]
     parse: Callable[[Any, str, SourceOptions], tuple[Conversation, ...]]
+    fields: frozenset[str] | None = None
     takes_lists: bool = False
     group: Callable[[object, SourceOptions], str | None] | None = None
     parse_rows: Callable[[Sequence[Row], SourceOptions], tuple[Conversation, ...]] | None = None
 
 
-def _format(name: str, rank: int, module: Any, summary: str, *, takes_lists: bool = False) -> SourceFormat:
+def _format(
+    name: str,
+    rank: int,
+    module: Any,
+    summary: str,
+    *,
+    fields: Iterable[str] | None = None,
+    takes_lists: bool = False,
+) -> SourceFormat:
     return SourceFormat(
         name,
         summary,
         rank,
         module.recognises,
         module.parse,
+        fields=None if fields is None else frozenset(fields),
         takes_lists=takes_lists,
         group=getattr(module, "group", None),
         parse_rows=getattr(module, "parse_rows", None),
@@ -74,23 +88,41 @@ def _format(name: str, rank: int, module: Any, summary: str, *, takes_lists: boo
 
 # In the order of their ranks: a special form of messages, lists of messages, transcripts, single turns, no answers.
 _ALL = (
-    _format("columns", 0, columns, "anything, with a column map that says where everything stands"),
+    _format("columns", 0, columns, "anything, with a column map that says where everything stands", fields=()),
     _format("anthropic", 1, anthropic, "messages with blocks such as tool_use, system beside them", takes_lists=True),
     _format("llamafactory", 1, llamafactory, "messages with content parts of type and value, loss_weight"),
     _format("openai", 2, openai, "messages with role and content, or the bare list", takes_lists=True),
-    _format("sharegpt", 2, sharegpt, "conversations with from and value, system and tools", takes_lists=True),
-    _format("xtuner", 2, xtuner, "conversation with input and output"),
-    _format("tooltalk", 2, tooltalk, "conversation with role, text and apis"),
-    _format("swe_agent", 2, swe_agent, "history and trajectory of an agent"),
-    _format("oasst", 2, oasst, "prompt with replies, or a row per message of a tree"),
+    _format(
+        "sharegpt",
+        2,
+        sharegpt,
+        "conversations with from and value, system and tools",
+        fields=sharegpt.FIELDS,
+        takes_lists=True,
+    ),
+    _format("xtuner", 2, xtuner, "conversation with input and output", fields=(xtuner.FIELD,)),
+    _format("tooltalk", 2, tooltalk, "conversation with role, text and apis", fields=(tooltalk.FIELD,)),
+    _format("swe_agent", 2, swe_agent, "history and trajectory of an agent", fields=(swe_agent.FIELD,)),
+    _format("oasst", 2, oasst, "prompt with replies, or a row per message of a tree", fields=oasst.FIELDS),
     _format("turns", 2, turns, "a row per turn with conversation_id, role and content"),
-    _format("hh", 3, hh, "a text with Human: and Assistant:, as chosen"),
-    _format("alpaca", 4, alpaca, "instruction, input and output; query and response; history"),
-    _format("prompt_completion", 4, prompt_completion, "prompt and completion, or prompt and chosen"),
-    _format("questions", 5, questions, "questions of benchmarks, which have no answers to train"),
+    _format("hh", 3, hh, "a text with Human: and Assistant:, as chosen", fields=hh.FIELDS),
+    _format(
+        "alpaca", 4, alpaca, "instruction, input and output; query and response; history", fields=alpaca.RESPONSE_FIELDS
+    ),
+    _format(
+        "prompt_completion",
+        4,
+        prompt_completion,
+        "prompt and completion, or prompt and chosen",
+        fields=prompt_completion.FIELDS,
+    ),
+    _format(
+        "questions", 5, questions, "questions of benchmarks, which have no answers to train", fields=questions.FIELDS
+    ),
 )
 FORMATS: Final[Mapping[str, SourceFormat]] = {source.name: source for source in _ALL}
 _GROUPED = tuple(source for source in _ALL if source.group is not None)
+_OF_LISTS = tuple(source for source in _ALL if source.takes_lists)
 
 
 def recognise(row: object, options: SourceOptions, *, origin: str) -> SourceFormat:
@@ -115,7 +147,13 @@ def recognise(row: object, options: SourceOptions, *, origin: str) -> SourceForm
         if options.format not in FORMATS:
             raise ValueError(f"format is {options.format!r}, not one of {AUTO}, {', '.join(FORMATS)}")
         return FORMATS[options.format]
-    found = [source for source in _ALL if source.recognises(row, options)]
+    names = row.keys() if isinstance(row, Mapping) else frozenset()
+    found = [
+        source
+        for source in (_ALL if names else _OF_LISTS)
+        if (source.fields is None or not names or not names.isdisjoint(source.fields))
+        and source.recognises(row, options)
+    ]
     if not found:
         raise _unknown(row, options, origin)
     first = found[0]
@@ -147,10 +185,40 @@ def parse_row(row: object, origin: str, options: SourceOptions) -> tuple[Convers
     source = recognise(row, options, origin=origin)
     if not isinstance(row, Mapping) and not (source.takes_lists and isinstance(row, list | tuple)):
         raise _not_an_object(row, origin)
-    try:
+    with _problems_at(origin):
         return source.parse(row, origin, options)
+
+
+def parse_group(source: SourceFormat, rows: Sequence[Row], options: SourceOptions) -> tuple[Conversation, ...]:
+    """Read the rows of one group.
+
+    Args:
+        source: The format that they have.
+        rows: The rows, in order; all can be decoded.
+        options: How they are read.
+
+    Returns:
+        Their conversations: one, or the branches of a tree.
+
+    Raises:
+        ConversationError: If they are not valid; the message begins with the origin of the first.
+    """
+    assert source.parse_rows is not None
+    with _problems_at(rows[0].origin):
+        return source.parse_rows(rows, options)
+
+
+@contextmanager
+def _problems_at(origin: str) -> Iterator[None]:
+    """Let every problem begin with the place of the row."""
+    try:
+        yield
     except RecursionError as exc:
         raise ConversationError(f"{origin}: brackets are nested too deeply; repair the row", reason="not_json") from exc
+    except ConversationError as exc:
+        if str(exc).startswith(f"{origin}: "):
+            raise
+        raise ConversationError(f"{origin}: {exc}", reason=exc.reason) from exc
 
 
 def group_of(row: object, options: SourceOptions) -> tuple[SourceFormat, str] | None:
@@ -197,10 +265,12 @@ def detect_formats(rows: Iterable[Row], options: SourceOptions | None = None) ->
 def _unknown(row: object, options: SourceOptions, origin: str) -> ConversationError:
     if not isinstance(row, Mapping):
         return _not_an_object(row, origin)
+    names = [f"{name!r:.60}" for name in row]
+    fields = f"{', '.join(names[:_MAX_NAMED])}{', ...' if len(names) > _MAX_NAMED else ''}" or "(none)"
     wanted = " or ".join(map(repr, options.messages_fields))
     wanted += f", or {'|'.join(INSTRUCTION_FIELDS)} with {'|'.join(RESPONSE_FIELDS)}"
     return ConversationError(
-        f"{origin}: the row has the fields {', '.join(map(repr, row)) or '(none)'}, but a conversation needs {wanted};"
+        f"{origin}: the row has the fields {fields}, but a conversation needs {wanted};"
         " rename the fields, or name the messages with sft_messages_field",
         reason="fields",
     )

@@ -140,7 +140,7 @@ def tool_call(name: str, arguments: object, notes: Notes, place: str, *, call_id
         ConversationError: If the arguments are neither.
     """
     if isinstance(arguments, str):
-        arguments = decode_json(arguments or "{}", f"{place}: arguments of {name!r} are", reason="tool_arguments")
+        arguments = decode_json(arguments or "{}", f"{place}: arguments of {name!r:.60} are", reason="tool_arguments")
     elif isinstance(arguments, Mapping) and None in arguments.values():
         declared = notes.parameters.get(name)
         if declared is not None:
@@ -152,7 +152,7 @@ def tool_call(name: str, arguments: object, notes: Notes, place: str, *, call_id
         arguments = {}
     if not isinstance(arguments, Mapping):
         raise ConversationError(
-            f"{place}: arguments of {name!r} are a JSON {type_name(arguments)}, not an object; repair the row",
+            f"{place}: arguments of {name!r:.60} are a JSON {type_name(arguments)}, not an object; repair the row",
             reason="tool_arguments",
         )
     return ToolCall(name, canonical_json(arguments, place), id=call_id)

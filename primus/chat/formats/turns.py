@@ -13,7 +13,7 @@ from primus.chat.formats.notes import Notes
 from primus.chat.formats.options import SourceOptions
 from primus.chat.formats.sharegpt import ROLES
 from primus.chat.formats.tools import read_tools
-from primus.chat.formats.values import optional_string
+from primus.chat.formats.values import optional_string, type_name
 from primus.chat.messages import Conversation, Message
 from primus.chat.reading import Row
 from primus.errors import ConversationError
@@ -29,9 +29,10 @@ _SHARED = ("system", "tools")
 
 def recognises(row: object, options: SourceOptions) -> bool:
     """Whether a row has the identifier of a conversation, a role and a content."""
+    if not isinstance(row, Mapping) or (options.conversation_id is None and row.keys().isdisjoint(ID_COLUMNS)):
+        return False
     return (
-        isinstance(row, Mapping)
-        and id_column(row, options) is not None
+        id_column(row, options) is not None
         and any(row.get(name) is not None for name in _ROLE_COLUMNS)
         and any(name in row for name in _CONTENT_COLUMNS)
     )
@@ -48,12 +49,20 @@ def group(row: object, options: SourceOptions) -> str | None:
     if not isinstance(row, Mapping) or not recognises(row, options):
         return None
     column = id_column(row, options)
-    return None if column is None else f"{column}={row[column]!r}"
+    return None if column is None or not is_identifier(row[column]) else f"{column}={row[column]!r}"
+
+
+def is_identifier(value: object) -> bool:
+    """Whether a value can be the name of a conversation."""
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def parse(row: Any, origin: str, options: SourceOptions) -> tuple[Conversation, ...]:
     """Refuse a row that stands alone."""
-    if isinstance(row, Mapping) and id_column(row, options) is not None:
+    column = id_column(row, options) if isinstance(row, Mapping) else None
+    if column is not None and not is_identifier(row[column]):
+        raise not_an_identifier(row[column], column, origin)
+    if column is not None:
         raise ConversationError(
             f"{origin}: the row is one turn of a conversation; read the file with read_conversations, which joins the"
             " rows",
@@ -62,6 +71,13 @@ def parse(row: Any, origin: str, options: SourceOptions) -> tuple[Conversation, 
     names = " or ".join(ID_COLUMNS if options.conversation_id is None else (options.conversation_id,))
     raise ConversationError(
         f"{origin}: the row does not say which conversation it belongs to; name the column {names}", reason="fields"
+    )
+
+
+def not_an_identifier(value: object, column: str, origin: str) -> ConversationError:
+    """The error of a row whose identifier is none."""
+    return ConversationError(
+        f"{origin}: {column} is a {type_name(value)}, not a text or a number; repair the row", reason="field_type"
     )
 
 
