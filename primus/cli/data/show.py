@@ -22,8 +22,8 @@ _ROWS_OF_PAGE = 50
 _NARROWEST, _WIDEST = 40, 160
 
 _DESCRIPTION = """See rows token by token: what of them is trained, the control tokens, whitespace and characters that
-can't be seen otherwise. The first row, or those that --row names, in the terminal; or the first 50 as one HTML page that
-needs no network."""
+can't be seen otherwise. The first row, or those that --row names, in the terminal; or the first 50 as one HTML page
+that needs no network."""
 _EXAMPLES = """
 primus data show examples/data/demo-heldout.jsonl --tokenizer examples/data/demo-tokenizer --row 3
 primus data show tiny-multiturn-sft.yaml --limit 2 --ids

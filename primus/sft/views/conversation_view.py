@@ -14,7 +14,7 @@ import numpy as np
 
 from primus.sft.encoding import EncodedConversation, TracedConversation
 from primus.sft.formatters import RenderedConversation, TurnSpan
-from primus.sft.masking import BoolArray, FloatArray, IntArray, next_token_targets
+from primus.sft.masking import FloatArray, IntArray, next_token_targets
 from primus.sft.tokenizer import SFTTokenizer
 from primus.sft.truncation import truncate_right
 from primus.sft.views.shared_characters import token_bytes
@@ -226,31 +226,22 @@ def view_conversation(
 
 
 def _kinds(traced: TracedConversation, tokenizer: SFTTokenizer) -> tuple[TokenKind, ...]:
-    """What each token is. By the law of content, a control token stands at a marker or has no characters."""
+    """What each token is. By the law of content, a control token stands at its marker or has no characters."""
     starts_T, ends_T = traced.offsets_T2[:, 0], traced.offsets_T2[:, 1]
     markers = np.array(traced.rendered.markers, dtype=np.int64).reshape(-1, 2)
     marker_T = np.searchsorted(markers[:, 0], starts_T, "right") - 1
-    in_marker_T = np.zeros(len(starts_T), dtype=bool)
-    if len(markers):
-        in_marker_T = (marker_T >= 0) & (starts_T < markers[np.maximum(marker_T, 0), 1])
+    # A place in front of all markers, so that -1 is one, too.
+    marker_ends = np.append(markers[:, 1], 0)
+    kinds: list[TokenKind] = ["marker" if inside else "text" for inside in (starts_T < marker_ends[marker_T]).tolist()]
+    meant = {
+        (start, end, tokenizer.control_tokens.get(traced.rendered.text[start:end]))
+        for start, end in traced.rendered.markers
+    }
     is_control_T = np.isin(traced.encoded.tokens_T, list(tokenizer.control_tokens.values()))
-    is_control_T &= in_marker_T | (starts_T == ends_T) | _covers(starts_T, ends_T, markers)
-    is_unknown_T = np.isin(traced.encoded.tokens_T, list(tokenizer.control_tokens.values())) & ~is_control_T
-    kinds: list[TokenKind] = [
-        "control" if control else "unknown" if unknown else "marker" if marker else "text"
-        for control, unknown, marker in zip(
-            is_control_T.tolist(), is_unknown_T.tolist(), in_marker_T.tolist(), strict=True
-        )
-    ]
+    for t in np.flatnonzero(is_control_T).tolist():
+        place = int(starts_T[t]), int(ends_T[t]), int(traced.encoded.tokens_T[t])
+        kinds[t] = "control" if place in meant or place[0] == place[1] else "unknown"
     return tuple(kinds)
-
-
-def _covers(starts_T: IntArray, ends_T: IntArray, markers: IntArray) -> BoolArray:
-    """Whether a token reaches over a whole marker: some control tokens take whitespace in front of them in."""
-    first_T = np.searchsorted(markers[:, 0], starts_T)
-    ends = np.append(markers[:, 1], np.iinfo(np.int64).max)
-    covers_T: BoolArray = ends[first_T] <= ends_T
-    return covers_T
 
 
 def _sections(traced: TracedConversation, kinds: Sequence[TokenKind]) -> Iterator[tuple[int | None, int, int]]:
@@ -295,7 +286,7 @@ def _turn_notes(traced: TracedConversation, kept: EncodedConversation, turn: int
         notes.append("its end is not trained (sft_supervise_end_of_turn: false)")
     if not kept.weights_K[pieces].any():
         notes.append("cut off, so nothing of it is trained")
-    elif not any(first < last for first, last in kept.token_spans_K2[pieces].tolist()):
+    elif not any(span.end > span.start for span in spans if span.kind == "content"):
         notes.append("empty")
     return tuple(notes)
 

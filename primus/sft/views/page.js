@@ -324,7 +324,7 @@
     const section = row.sections[row.section[t]];
     const glyphs = make("span", { class: "glyphs t" });
     appendVisible(glyphs, tokenText(row, t));
-    const facts = [["token", [`${number.format(t)} of ${number.format(row.ids.length)}`]], ["id", [String(row.ids[t])]]];
+    const facts = [["token", [`${number.format(t)} (0 to ${number.format(row.ids.length - 1)})`]], ["id", [String(row.ids[t])]]];
     if (row.ends[t] > row.starts[t]) facts.push(["characters", [`[${row.starts[t]}, ${row.ends[t]})`]]);
     else facts.push(["characters", ["none: it is not in the text"]]);
     if (row.bytes[t]) facts.push(["bytes", [make("code", {}, row.bytes[t]), " of a character that several tokens share"]]);
@@ -494,7 +494,7 @@
     for (const button of byId("row-list").querySelectorAll("button")) {
       button.querySelector(".found")?.remove();
       const amount = perRow.get(Number(button.dataset.row));
-      if (amount) button.querySelector(".facts").append(make("em", { class: "found" }, number.format(amount)));
+      if (amount) button.append(make("em", { class: "found" }, number.format(amount)));
     }
     if (matches.length) {
       const from = matches.findIndex((found) => found.row >= current);
