@@ -11,6 +11,7 @@ MIN_LINE_WORDS = 3
 MIN_LINE_TIMES = 5
 SHORT_ANSWER = 3
 MIN_LAST_LINE_WORDS = 8
+MIN_SENTENCES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +101,10 @@ SIGNALS = (
     Signal(
         "looks_cut",
         "looks cut",
-        "an assistant message without calls ends in a letter, comma, hyphen or opening bracket on a line of "
-        f"at least {MIN_LAST_LINE_WORDS} words that is no list item, heading, quote, table row or link, "
-        "outside of fenced code, although at least two sentences before it end in a full stop or its"
-        " like",
+        "an assistant message without calls ends in a word without a capital, a comma or an opening bracket, on a line"
+        f" of at least {MIN_LAST_LINE_WORDS} words that is no list item, heading, quote, table row, link, tag or `key:"
+        f" value`, although at least {MIN_SENTENCES} sentences and half of the other lines that long end in a full stop"
+        " or its like",
     ),
     Signal(
         "unclosed_code_fence",

@@ -20,6 +20,7 @@ from primus.sft.stats.signal_kinds import (
     MIN_LINE_TIMES,
     MIN_LINE_WORDS,
     MIN_REPEAT_WORDS,
+    MIN_SENTENCES,
     SHORT_ANSWER,
 )  # fmt: skip
 from primus.sft.stats.writing import count_odd_characters, words
@@ -37,9 +38,14 @@ _STOP = "[.!?\u2026\u3002\uff01\uff1f\u061f\u0964]"
 _CLOSING = "['\")\\]\u201d\u2019\u300d\u300f\uff09*_]*"
 # Chinese and Japanese stops need no space behind them.
 _ENDS_SENTENCE = re.compile(rf"{_STOP}{_CLOSING}(?=\s|$)|[\u3002\uff01\uff1f]")
-_OPEN_END = regex.compile(r"[\p{L}\p{M},\uFF0C\u3001\-\u2013(\[{\uFF08]\Z")
-_NO_PROSE = re.compile(r"[-*+#>|]|\d+[.)]|https?://|\S*\|")
-_LINK_END = re.compile(r"(?:https?://|www\.|\S+@|/)\S*\Z")
+# A word without capital (which a name or a label may have), or what never ends a sentence.
+_OPEN_END = regex.compile(r"(?:^|[\s\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\u3001\uFF0C\u3002])"
+                          r"(?:\p{Ll}[\p{Ll}\p{M}'\u2019-]+|[\p{Lo}\p{M}]+)\Z|[,\uFF0C\u3001(\[{\uFF08]\Z")  # fmt: skip
+_LINE_STOPS = re.compile(rf"(?:{_STOP}|[:\uff1a]){_CLOSING}$")
+# List items, headings, quotes, table rows, links, `key: value`.
+_NO_PROSE = re.compile(r"\\?[-*+#>|]|\d+[.)\u3001\uff09]|https?://|.{,12}[:\uff1a]")
+_TAG = re.compile("[#\uff03]")
+_TAIL = 80
 
 
 class SignalFinder:
@@ -153,7 +159,7 @@ def _answer(message: Message) -> Iterator[str]:
 
 
 def _is_think_open(prose: str) -> bool:
-    openings = [match.start() for match in re.finditer(r"^\s*<think>", prose, re.MULTILINE)]
+    openings = [match.start() for match in re.finditer(r"^[ \t]*<think>", prose, re.MULTILINE)]
     return bool(openings) and "</think>" not in prose[openings[-1] :]
 
 
@@ -173,9 +179,15 @@ def _repeats_a_line(text: str) -> bool:
 
 
 def _looks_cut(text: str) -> bool:
-    if _OPEN_END.search(text) is None or _LINK_END.search(text):
+    if _OPEN_END.search(text[-_TAIL:]) is None:
         return False
-    last = text.splitlines()[-1].strip()
-    if _NO_PROSE.match(last) or "|" in last or len(words(last)) < MIN_LAST_LINE_WORDS:
+    *others, last = (line for line in text.splitlines() if line.strip())
+    if _NO_PROSE.match(last.strip()) or "|" in last or _TAG.search(last.split()[-1]):
         return False
-    return sum(1 for _ in _ENDS_SENTENCE.finditer(text)) >= 2
+    if len(words(last)) < MIN_LAST_LINE_WORDS:
+        return False
+    if sum(1 for _ in _ENDS_SENTENCE.finditer(text)) < MIN_SENTENCES:
+        return False
+    # Lyrics and lists have long lines without stops, too.
+    long = [line.rstrip() for line in others if len(words(line)) >= MIN_LAST_LINE_WORDS]
+    return 2 * sum(_LINE_STOPS.search(line) is not None for line in long) >= len(long)
