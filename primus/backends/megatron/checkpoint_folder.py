@@ -60,6 +60,8 @@ class RunFacts:
     """Sequences of a step."""
     sft_length_bucket: int
     """Block in which sequences are sorted by length."""
+    chat_templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """The chat templates of the format `template`: `default`, and `tool_use` where there is another for tools."""
 
     def to_json(self) -> str:
         """The facts as a JSON document."""

@@ -31,6 +31,7 @@ from primus.backends.megatron.hf_weights import MODEL_PREFIXES, split_layers, to
 from primus.backends.megatron.parameter_count import HeadLayout
 from primus.errors import CheckpointError, TokenizerError
 from primus.sft.tokenizer import load_tokenizer
+from primus.sft.tokenizer.chat_templates import DEFAULT
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +71,9 @@ def _write_tokenizer_and_configs(output: Path, *, run: RunFacts, source: str) ->
             f"{source}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model's embedding has "
             f"{run.vocab_size} rows; pass the tokenizer that the model was trained with"
         )
-    template = chat_template(run.sft_conversation_format, add_bos=run.add_bos)
-    write_tokenizer(source, output=output, tokenizer=tokenizer, template=template)
-    marker = end_of_turn(run.sft_conversation_format, tokenizer=tokenizer)
+    templates = run.chat_templates or {DEFAULT: chat_template(run.sft_conversation_format, add_bos=run.add_bos)}
+    write_tokenizer(source, output=output, tokenizer=tokenizer, templates=templates)
+    marker = end_of_turn(run.sft_conversation_format, tokenizer=tokenizer, templates=templates)
     end_of_turn_id = tokenizer.control_tokens.get(marker)
     token_ids = special_token_ids(
         bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, end_of_turn_id=end_of_turn_id, pad_id=tokenizer.pad_id

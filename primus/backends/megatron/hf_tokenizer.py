@@ -4,6 +4,7 @@
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import primus.sft.formatters
 from primus.errors import TokenizerError
-from primus.sft.formatters import IM_END
+from primus.sft.formatters import IM_END, NAMED_FORMATTERS, TEMPLATE, TemplateFormatter
 from primus.sft.tokenizer import SFTTokenizer
+from primus.sft.tokenizer.chat_templates import DEFAULT, templates_of
 
 logger = logging.getLogger(__name__)
 
@@ -37,30 +39,38 @@ def chat_template(conversation_format: str, *, add_bos: bool) -> str:
     """The text of the chat template of a conversation format, as formatters render it.
 
     Args:
-        conversation_format: A name that `create_formatter` knows.
-        add_bos: Whether training sequences begin with the tokenizer's BOS.
+        conversation_format: A name that `create_formatter` knows, but for `template`, whose templates are in the
+            checkpoint.
+        add_bos: Whether training sequences begin with the tokenizer's BOS, which the format does not write.
 
     Returns:
         Jinja, for `apply_chat_template`.
     """
-    name = "alpaca.jinja" if conversation_format == "alpaca" else "chatml.jinja"
-    text = Path(primus.sft.formatters.__file__).with_name(name).read_text(encoding="utf-8")
+    name = conversation_format if conversation_format in {"alpaca", *NAMED_FORMATTERS} else "chatml"
+    text = Path(primus.sft.formatters.__file__).with_name(f"{name}.jinja").read_text(encoding="utf-8")
     return "{{- bos_token -}}" + text if add_bos else text
 
 
-def end_of_turn(conversation_format: str, *, tokenizer: SFTTokenizer) -> str:
+def end_of_turn(conversation_format: str, *, tokenizer: SFTTokenizer, templates: Mapping[str, str]) -> str:
     """The text that ends an assistant turn; empty if the format leaves that to an EOS that the tokenizer lacks."""
+    if conversation_format == TEMPLATE:
+        formatter = TemplateFormatter(
+            templates[DEFAULT], control_tokens=tokenizer.control_tokens, special_tokens=tokenizer.special_tokens
+        )
+        return formatter.end_of_turn
+    if conversation_format in NAMED_FORMATTERS:
+        return NAMED_FORMATTERS[conversation_format].end_of_turn
     return tokenizer.eos_token if conversation_format == "alpaca" else IM_END
 
 
-def write_tokenizer(source: str, *, output: Path, tokenizer: SFTTokenizer, template: str) -> None:
+def write_tokenizer(source: str, *, output: Path, tokenizer: SFTTokenizer, templates: Mapping[str, str]) -> None:
     """Write a folder that `AutoTokenizer` loads, and check that it does what training did.
 
     Args:
         source: Where the tokenizer comes from: a folder, a `tokenizer.json`, or a name for `AutoTokenizer`.
         output: The folder, which exists.
         tokenizer: The same tokenizer, as training used it.
-        template: The chat template.
+        templates: The chat templates by name; `default` is the usual one.
 
     Raises:
         TokenizerError: If the source cannot be made a folder of that kind. A chat that gets other ids than in training
@@ -80,9 +90,14 @@ def write_tokenizer(source: str, *, output: Path, tokenizer: SFTTokenizer, templ
         _save_bare(path / "tokenizer.json" if path.is_dir() else path, output=output, tokenizer=tokenizer)
     else:
         AutoTokenizer.from_pretrained(source).save_pretrained(output)
-    (output / "chat_template.jinja").write_text(template, encoding="utf-8")
+    shutil.rmtree(output / "additional_chat_templates", ignore_errors=True)  # those that training did not use
+    (output / "chat_template.jinja").write_text(templates[DEFAULT], encoding="utf-8")
+    for name, text in templates.items():
+        if name != DEFAULT:
+            (output / "additional_chat_templates").mkdir(exist_ok=True)
+            (output / "additional_chat_templates" / f"{name}.jinja").write_text(text, encoding="utf-8")
     _rewrite_config(output / "tokenizer_config.json")
-    _check(output, tokenizer=tokenizer, template=template)
+    _check(output, tokenizer=tokenizer, templates=templates)
 
 
 def _save_bare(tokenizer_file: Path, *, output: Path, tokenizer: SFTTokenizer) -> None:
@@ -102,10 +117,10 @@ def _rewrite_config(path: Path) -> None:
     path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def _check(folder: Path, *, tokenizer: SFTTokenizer, template: str) -> None:
+def _check(folder: Path, *, tokenizer: SFTTokenizer, templates: Mapping[str, str]) -> None:
     exported = AutoTokenizer.from_pretrained(folder)
     text: str = exported.apply_chat_template(_PROBE, tokenize=False)
-    if exported.chat_template != template:
+    if templates_of(exported.chat_template, place=str(folder)) != templates:
         raise TokenizerError(f"{folder}: transformers reads another chat template than was written; report this")
     ids = exported(text, add_special_tokens=False)["input_ids"]
     markers = [

@@ -7,9 +7,9 @@ Shapes: G sequences of a global batch.
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from primus.backends.megatron.batches import IntArray, SequenceDataset
@@ -28,6 +28,7 @@ from primus.backends.megatron.progress import reporter
 from primus.backends.megatron.step import StepOutcome, TrainingStep
 from primus.config.schema import ModelKeys, TrainConfig, TrainerConfig
 from primus.errors import ConfigError
+from primus.sft.formatters import TEMPLATE, read_templates
 from primus.sft.ledger import write_ledgers
 from primus.sft.order import SequenceOrder
 from primus.sft.tokenizer import load_tokenizer
@@ -45,6 +46,8 @@ class TokenizerFacts:
     """Largest id + 1."""
     adds_bos: bool
     """Whether it begins a text with BOS by itself."""
+    chat_templates: Mapping[str, str] = field(default_factory=dict)
+    """The chat templates that conversations were rendered with, by name; none for another format."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +112,16 @@ def run_training(config: TrainConfig) -> TrainingResult:
         logger.info("%s", line)
     if process.rank == 0:
         write_ledgers(ledgers, path=config.exp_dir / "logs" / "ledger.json")
-    facts = TokenizerFacts(name=source, vocab_size=tokenizer.vocab_size, adds_bos=tokenizer.adds_bos)
+    facts = TokenizerFacts(
+        name=source,
+        vocab_size=tokenizer.vocab_size,
+        adds_bos=tokenizer.adds_bos and not train.formatter.writes_bos,
+        chat_templates=(
+            read_templates(tokenizer, file=config.trainer.sft_chat_template).by_name
+            if config.trainer.sft_conversation_format == TEMPLATE
+            else {}
+        ),
+    )
     return train_on(config, process=process, train=train, validation=validation, tokenizer=facts)
 
 
@@ -190,6 +202,7 @@ def _run_facts(
         seed=trainer.seed,
         global_batch_size=trainer.global_batch_size,
         sft_length_bucket=trainer.sft_length_bucket,
+        chat_templates=tokenizer.chat_templates,
     )
 
 

@@ -87,6 +87,13 @@ class TemplateFormatter:
         if not self._shape.tails:
             logger.warning("%s: writes nothing where an assistant turn ends, so no end of turn is trained", origin)
 
+    @property
+    def end_of_turn(self) -> str:
+        """The text that a model writes to stop, as far as the template has one."""
+        tail = self._shape.last_tail
+        controls = self._controls.findall(tail)
+        return controls[-1] if controls else tail
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (self.source, self._plain.now, self._options)
 

@@ -46,6 +46,7 @@ class Shape:
         headers: What it writes to let the assistant speak, by the role of the message before; None where that is not
             known.
         tails: What it writes after an answer, without whitespace around; longest first.
+        last_tail: What it writes after the last answer, likewise; empty for nothing.
         answer_opener: The tag in front of every tool answer that it writes inside an assistant turn; None for none.
         call_opening: What it writes between the header and the name of a tool call.
         sample: The text of a short conversation.
@@ -53,6 +54,7 @@ class Shape:
 
     headers: Mapping[Role | None, str | None]
     tails: tuple[str, ...]
+    last_tail: str
     answer_opener: str | None
     call_opening: str
     sample: str
@@ -106,9 +108,11 @@ def find_shape(plain: RenderPlain, tracked: RenderTracked) -> Shape:
     headers = {role: _header(plain, tracked, before) for role, before in _BEFORE.items()}
     user, _ = headers["user"]
     sample = _attempt(tracked, (_ASK, _SAY))
+    tails = _tails(tracked)
     return Shape(
         headers={role: user if is_refused else header for role, (header, is_refused) in headers.items()},
-        tails=_tails(tracked),
+        tails=tuple(sorted({*tails} - {""}, key=lambda tail: (-len(tail), tail))),
+        last_tail=tails[-1] if tails else "",
         answer_opener=_answer_opener(tracked),
         call_opening=_call_opening(tracked, user or ""),
         sample=sample.text if sample else "",
@@ -135,8 +139,8 @@ def _header(plain: RenderPlain, tracked: RenderTracked, before: Sequence[Message
     return (prompt.text[len(base) :] if prompt.text.startswith(base) else None), False
 
 
-def _tails(tracked: RenderTracked) -> tuple[str, ...]:
-    tails = set()
+def _tails(tracked: RenderTracked) -> list[str]:
+    tails = []
     for messages in ((_ASK, _SAY, _ASK, _SAY), (_ASK, _SAY)):
         render = _attempt(tracked, messages)
         if render is None:
@@ -144,8 +148,8 @@ def _tails(tracked: RenderTracked) -> tuple[str, ...]:
         for number, message in enumerate(messages):
             turn = Turns(render).find(number)
             if message is _SAY and turn is not None and turn.atoms:
-                tails.add(render.text[turn.atoms[-1].end : turn.end].strip())
-    return tuple(sorted(tails - {""}, key=lambda tail: (-len(tail), tail)))
+                tails.append(render.text[turn.atoms[-1].end : turn.end].strip())
+    return tails
 
 
 def _call_opening(tracked: RenderTracked, header: str) -> str:

@@ -29,6 +29,11 @@ class ChatTemplates:
     tool_use: str | None
     origin: str
 
+    @property
+    def by_name(self) -> dict[str, str]:
+        """The templates by the names that they have in a tokenizer's folder."""
+        return {"default": self.default, **({} if self.tool_use is None else {"tool_use": self.tool_use})}
+
     def formatter(self, tokenizer: "SFTTokenizer | None", variables: Mapping[str, Any]) -> ConversationFormatter:
         """The formatter that renders with them.
 
