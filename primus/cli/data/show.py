@@ -87,8 +87,7 @@ def _rows(
         if limit is not None and len(rows) >= limit:
             return rows[:limit], True
         rows += _views(reading, recipe, encoder)
-    if not rows:
-        raise DataError(f"{recipe.files[0]}: there are no rows; name a file with conversations")
+    assert rows, "a file without rows is an error, and a row gives a conversation or an error"
     return rows[:limit], limit is not None and len(rows) > limit
 
 

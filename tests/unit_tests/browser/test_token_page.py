@@ -100,8 +100,12 @@ def tokens(page: BrowserPage, selector: str = "") -> list[int]:
 
 def card(page: BrowserPage) -> dict[str, str]:
     """What the card of a token says, by its names."""
-    names, values = ([element.text for element in page.find_all(f"#card {kind}")] for kind in ("dt", "dd"))
-    return dict(zip(names, values, strict=True))
+    assert len(page.find_all("#card")) == 1
+    facts: dict[str, str] = page.run(
+        "return Object.fromEntries([...document.querySelectorAll('#card dt')]"
+        ".map(e => [e.innerText, e.nextElementSibling.innerText]))"
+    )
+    return facts
 
 
 def search(page: BrowserPage, text: str) -> str:
