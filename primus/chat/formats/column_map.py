@@ -140,19 +140,21 @@ def _problems_of_roles(roles: object) -> list[str]:
         return ["roles is empty; drop it, or write a line such as `client: user`"]
     if not isinstance(roles, Mapping):
         return [f"roles is {roles!r:.60}, not a mapping; write a line such as `client: user`"]
-    return [
-        f"roles: {name!r} is {role!r:.60}, not one of {', '.join(_ROLES)}"
-        + ("" if isinstance(name, str) else "; and a name is a text, so put it in quotes")
-        for name, role in roles.items()
-        if role not in _ROLES or not isinstance(name, str)
-    ]
+    problems = []
+    for name, role in roles.items():
+        if role not in _ROLES:
+            problems.append(f"roles: {name!r:.60} is {role!r:.60}, not one of {', '.join(_ROLES)}; choose one")
+        elif not isinstance(name, str):
+            problems.append(f"roles: {name!r:.60} is {role!r}, but a name is a text; put it in quotes")
+    return problems
 
 
 def _problems_of_kinds(mapping: Mapping[Any, Any]) -> list[str]:
     kinds = [kind for kind in ("messages", "prompt", "conversation") if mapping.get(kind) is not None]
     if len(kinds) != 1:
         found = f"has {' and '.join(kinds)}" if kinds else "has none of them"
-        return [f"needs exactly one of messages, prompt and conversation, but {found}; a row is read in one way"]
+        remedy = "drop one" if kinds else "name one"
+        return [f"needs exactly one of messages, prompt and conversation, but {found}; {remedy}"]
     if kinds == ["prompt"]:
         problems = [] if mapping.get("response") is not None else ["has prompt but no response; name the answer"]
         misplaced: tuple[str, ...] = (*_OF_MESSAGES, *_OF_TURNS)

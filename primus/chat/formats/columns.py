@@ -112,6 +112,12 @@ def _prompt(row: Mapping[str, Any], origin: str, options: SourceOptions, column_
                 " repair the row",
                 reason="fields",
             )
+        if not isinstance(parts[name], str | list | tuple):
+            raise ConversationError(
+                f"{origin}: {getattr(column_map, name)!r} is a {type_name(parts[name])}, not a string or a list of"
+                " messages; repair the row",
+                reason="field_type",
+            )
     parts.pop("label", None)
     is_single = isinstance(parts["prompt"], str) and isinstance(parts["response"], str) and not parts.get("tools")
     if not is_single and (parts.get("input") or parts.get("history")):
