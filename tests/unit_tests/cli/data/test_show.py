@@ -4,6 +4,7 @@
 import gzip
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,13 @@ DATA = CHECKOUT / "examples" / "data"
 TOKENIZER = str(DATA / "demo-tokenizer")
 GOOD = {"messages": [{"role": "user", "content": "Who am I?"}, {"role": "assistant", "content": "You are David."}]}
 BAD = {"messages": [{"role": "user", "content": "Who am I?"}]}
+
+
+@pytest.fixture(autouse=True)
+def _eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever terminal the tests run in."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("NO_COLOR", raising=False)
 
 
 @pytest.fixture
@@ -222,3 +230,17 @@ def test_the_rows_of_a_run_are_shown_as_it_trains_them(
     assert code == 0
     assert out.count("\u27e6") == 2  # the legend, and the last turn
     assert "context; only the last turn is trained (sft_supervise_turns: last)" in " ".join(out.split())
+
+
+def test_the_commands_of_the_guide_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(CHECKOUT / "examples")
+    guide = (CHECKOUT / "docs" / "SEEING_WHAT_IS_TRAINED.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^primus (data show .*?)(?: +#.*)?$", guide, re.MULTILINE)
+    assert len(commands) == 4
+    for command in commands:
+        assert main(shlex.split(command)) == 0, command
+    assert (tmp_path / "page.html").exists()
+    capsys.readouterr()
