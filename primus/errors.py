@@ -67,7 +67,19 @@ class TokenizerError(DataError):
 
 
 class EngineError(DataError):
-    """A fast tokenizer engine gives other ids than the reference, so none of its ids can be trusted."""
+    """A fast tokenizer engine gives other ids than the reference, so none of its ids can be trusted.
+
+    Args:
+        *problems: The messages.
+        index: Which of the texts that were encoded together shows it, from 0.
+
+    Attributes:
+        index: Which of the texts that were encoded together shows it, from 0.
+    """
+
+    def __init__(self, *problems: str, index: int = 0) -> None:
+        super().__init__(*problems)
+        self.index = index
 
 
 class LayoutError(PrimusError):

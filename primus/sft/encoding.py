@@ -184,7 +184,13 @@ def trace_conversations(
         for r in rendered
         if isinstance(r, RenderedConversation)
     ]
-    encodings = iter(zip(texts, tokenizer.encode_plain(texts), strict=True))
+    try:
+        encodings = iter(zip(texts, tokenizer.encode_plain(texts), strict=True))
+    except EngineError as exc:
+        origins = [
+            c.origin for c, r in zip(conversations, rendered, strict=True) if isinstance(r, RenderedConversation)
+        ]
+        raise EngineError(f"{origins[exc.index]}: {exc}") from exc
     traced: list[TracedConversation | ConversationError] = []
     for conversation, text in zip(conversations, rendered, strict=True):
         if isinstance(text, ConversationError):

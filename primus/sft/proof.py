@@ -4,6 +4,7 @@
 T: tokens of a conversation. K: its token spans.
 """
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -115,7 +116,8 @@ class Prover:
         }
         if encoder.options.supervise_end_of_turn:
             self._checks["stop"] = self._stops
-        if max_seq_length is not None:
+        # With another truncation a long conversation is what was asked for, and counted when the data is prepared.
+        if max_seq_length is not None and encoder.options.truncation == "error":
             self._checks["length"] = self._fits
         self._asked = [check for check in CHECKS if check in _FIRST_CHECKS or check in self._checks]
 
@@ -141,7 +143,7 @@ class Prover:
         traces = [traced for traced in all_traced if isinstance(traced, TracedConversation)]
         is_decoded = self._decode_together(traces)
         for conversation, traced in zip(conversations, all_traced, strict=True):
-            failed = self._failures(conversation, traced, is_decoded=is_decoded)
+            failed = self.check(conversation, traced, is_decoded=is_decoded)
             broken = {failure.check for failure in failed}
             last = next((check for check in _FIRST_CHECKS if check in broken), None)
             asked = self._asked if last is None else _FIRST_CHECKS[: _FIRST_CHECKS.index(last)]
@@ -170,11 +172,21 @@ class Prover:
             The checks that it fails.
         """
         [traced] = self._encoder.trace_all([conversation])
-        return self._failures(conversation, traced, is_decoded=False)
+        return self.check(conversation, traced)
 
-    def _failures(
-        self, conversation: Conversation, traced: TracedConversation | ConversationError, *, is_decoded: bool
+    def check(
+        self, conversation: Conversation, traced: TracedConversation | ConversationError, *, is_decoded: bool = False
     ) -> list[Failure]:
+        """Check the tokens of a conversation.
+
+        Args:
+            conversation: The conversation.
+            traced: Its tokens, or why there are none.
+            is_decoded: Whether the trained tokens are known to decode to the text that they stand for.
+
+        Returns:
+            The checks that fail.
+        """
         origin = conversation.origin
         if isinstance(traced, RenderError):
             return [Failure(origin, "rendered", str(traced))]
@@ -221,11 +233,17 @@ class Prover:
             if len(ids) == 1 and self._text_of.get(ids[0]) == wanted:
                 continue
             got = self._tokenizer.decode_after(encoded.tokens_T[:first], ids)
-            if got != wanted and got != self._tokenizer.given_back(wanted):
+            if got != wanted and got not in self._given_back(wanted, trace.rendered, span.start):
                 yield (
                     f"turn {span.turn}: its {span.kind} trains {_short(got)}, but the text is {_short(wanted)}; the"
                     " tokenizer loses something, so use another one or repair the row"
                 )
+
+    def _given_back(self, text: str, rendered: RenderedConversation, start: int) -> tuple[str, str]:
+        """What the tokenizer gives back of a text by itself, and behind the control token in front of it."""
+        in_front = rendered.markers[: bisect_left(rendered.markers, (start, start))][-1:]
+        behind = "".join(rendered.text[slice(*marker)] for marker in in_front)
+        return self._tokenizer.given_back(text), self._tokenizer.given_back(text, behind=behind)
 
     def _says_the_content(self, trace: TracedConversation) -> Iterator[str]:
         """Plain answers stand in the text as they are, but for whitespace that a format strips from their edges."""

@@ -25,7 +25,7 @@ from primus.sft.verdict import TokenizerVerdict
 from primus.sft.workers import map_batches
 
 WRONG = 1
-_MOST_SHOWN = 10
+_MOST_SHOWN = 5
 _MARKERS = "markers"
 _PERCENTILES = (50, 90, 99, 100)
 
@@ -143,14 +143,25 @@ class _Report:
         lines.append(f"  engine of the ids: {', then '.join(sorted(self._engines, reverse=True))}")
         if self._num_splits:
             lines.append(f"  {_count(self._num_splits, 'token')} cut at the edge of an assistant turn")
-        wrong = [*self._verdict.problems, *(f.message for f in self._failures if f.check not in self._allowed)]
-        lines += [f"  {line}" for line in wrong[:_MOST_SHOWN]]
-        if len(wrong) > _MOST_SHOWN:
-            lines.append(f"  ... {len(wrong) - _MOST_SHOWN:,} more; --json FILE writes them all")
+        lines += [f"  {line}" for line in self._shown_problems()]
         lines.append(
             "WRONG: do not train on this yet" if self.is_wrong else "proven: exactly what the assistants say is trained"
         )
         return lines
+
+    def _shown_problems(self) -> list[str]:
+        """The first problems of each kind, and how many there are more."""
+        shown = [] if _MARKERS in self._allowed else list(self._verdict.problems)
+        for check in CHECKS:
+            of_check = [failure.message for failure in self._failures if failure.check == check]
+            if check in self._allowed or not of_check:
+                continue
+            shown += of_check[:_MOST_SHOWN]
+            if len(of_check) > _MOST_SHOWN:
+                shown.append(
+                    f"... {len(of_check) - _MOST_SHOWN:,} more that fail {check!r}; --json FILE writes them all"
+                )
+        return shown
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""

@@ -6,14 +6,15 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from primus.chat.conversations import SourceOptions
+from primus.chat.formats import SourceOptions
+from primus.cli.data.source_options import add_source_arguments, build_source_options
 from primus.cli.parsing import CommandParser, positive_int
 from primus.config import load_config
 from primus.config.schema import DataKeys
 from primus.errors import ConfigError
 from primus.sft.dataset import EncodingOptions
 from primus.sft.recipe import Recipe
-from primus.sft.sources import resolve_files
+from primus.sft.sources import VALIDATION_SPLIT, resolve_files
 from primus.sft.workers import num_cores
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
@@ -37,11 +38,10 @@ def add_request_arguments(parser: CommandParser) -> None:
     )
     parser.add_argument("--format", metavar="F", help="the conversation format (sft_conversation_format; openai)")
     parser.add_argument("--chat-template", metavar="FILE", help="a chat template, for --format template")
-    parser.add_argument("--from", dest="source_format", metavar="F", help="the source format of the rows (auto)")
-    parser.add_argument("--messages-field", metavar="NAME", help="the field with a row's messages (messages)")
     parser.add_argument("--seq-length", type=positive_int, metavar="N", help="positions of a training sequence")
     parser.add_argument("--split", metavar="NAME", help="the split of a folder (train)")
     parser.add_argument("--workers", type=positive_int, metavar="N", help="processes (all cores)")
+    add_source_arguments(parser)
 
 
 def build_recipe(options: argparse.Namespace) -> Recipe:
@@ -65,12 +65,10 @@ def build_recipe(options: argparse.Namespace) -> Recipe:
         raise ConfigError(
             f"{configs[0]}: stands beside {len(names) - 1} more sources; name one YAML file, or data files"
         )
-    given = [
-        f"--{name.replace('_', '-')}" for name in ("source_format", "messages_field", "split") if vars(options)[name]
-    ]
-    if given:
+    if options.split or build_source_options(options) != SourceOptions():
         raise ConfigError(
-            f"{', '.join(given)}: go with data files; with a YAML file write key=value, such as sft_dataset_split=..."
+            f"{configs[0]}: says itself how rows are read; change it with key=value, such as sft_dataset_split=NAME or"
+            " sft_source_format=FORMAT, and leave the options for data files away"
         )
     return _from_config(configs[0], overrides, options)
 
@@ -92,9 +90,7 @@ def _from_arguments(names: Sequence[str], overrides: Sequence[str], options: arg
     keys = DataKeys()
     return Recipe(
         files=resolve_files(tuple(names), split=options.split or keys.sft_dataset_split),
-        source=SourceOptions(
-            format=options.source_format or "auto", messages_field=options.messages_field or keys.sft_messages_field
-        ),
+        source=build_source_options(options),
         tokenizer=options.tokenizer,
         conversation_format=options.format or keys.sft_conversation_format,
         chat_template=options.chat_template,
@@ -106,12 +102,18 @@ def _from_arguments(names: Sequence[str], overrides: Sequence[str], options: arg
 def _from_config(path: str, overrides: Sequence[str], options: argparse.Namespace) -> Recipe:
     keys = load_config(path, overrides=overrides).trainer
     assert keys.sft_dataset_name is not None, "a rule of the configuration"
+    files = list(resolve_files(keys.sft_dataset_name, split=keys.sft_dataset_split))
+    if keys.sft_validation_dataset_name is not None:
+        files += resolve_files(keys.sft_validation_dataset_name, split=VALIDATION_SPLIT)
+    elif keys.sft_validation_split is not None:
+        files += resolve_files(keys.sft_dataset_name, split=keys.sft_validation_split)
     return Recipe(
-        files=resolve_files(keys.sft_dataset_name, split=keys.sft_dataset_split),
-        source=SourceOptions(messages_field=keys.sft_messages_field),
+        files=tuple(files),
+        source=SourceOptions(format=keys.sft_source_format, messages_field=keys.sft_messages_field),
         tokenizer=options.tokenizer or keys.tokenizer_model or "",
         conversation_format=options.format or keys.sft_conversation_format,
-        chat_template=options.chat_template,
+        chat_template=options.chat_template or keys.sft_chat_template,
+        chat_template_kwargs=keys.sft_chat_template_kwargs,
         max_seq_length=options.seq_length or keys.seq_length,
         options=_encoding_options(keys),
     )
@@ -121,6 +123,7 @@ def _encoding_options(keys: DataKeys) -> EncodingOptions:
     return EncodingOptions(
         supervise_end_of_turn=keys.sft_supervise_end_of_turn,
         supervise_turns=keys.sft_supervise_turns,
+        truncation=keys.sft_truncation,
         messages_field=keys.sft_messages_field,
         add_bos=keys.sft_add_bos,
         add_eos=keys.sft_add_eos,

@@ -155,15 +155,21 @@ class SFTTokenizer(ABC):
         """
         return None
 
-    def given_back(self, text: str) -> str:
+    def given_back(self, text: str, *, behind: str = "") -> str:
         """What a lossy tokenizer gives back for plain text that goes on from other text.
 
         Args:
             text: The text.
+            behind: The control token that it stands behind; some vocabularies put a space in front of a text there.
 
         Returns:
-            The text itself, if the tokenizer loses nothing of it.
+            The text itself, if the tokenizer loses nothing of it and adds nothing.
         """
+        if behind in self.control_tokens:
+            ids_T = self.encode(
+                behind + text, markers=[(0, len(behind))], spans=[(len(behind), len(behind + text))]
+            ).ids_T
+            return self.decode_after(ids_T[:1], ids_T[1:])
         front_T, _ = self._encode_continuation("a")
         ids_T, _ = self._encode_continuation(text)
         return self.decode_after(front_T, ids_T)

@@ -58,7 +58,7 @@ class FastEngine:
             return self._reference(text)
         self._num_texts += 1
         if self._num_texts % CHECK_EVERY == 0:
-            self._compare(ids, text)
+            self._compare(ids, text, index=0)
         return ids
 
     def encode_all(self, texts: Sequence[str]) -> tuple[IntArray, IntArray]:
@@ -83,11 +83,11 @@ class FastEngine:
         first_N = np.frombuffer(bounds, dtype="<u8").astype(np.int64)
         next_check = -(self._num_texts + 1) % CHECK_EVERY
         for n in range(next_check, len(texts), CHECK_EVERY):
-            self._compare(ids_T[first_N[n] : first_N[n + 1]].tolist(), texts[n])
+            self._compare(ids_T[first_N[n] : first_N[n + 1]].tolist(), texts[n], index=n)
         self._num_texts += len(texts)
         return ids_T, first_N
 
-    def _compare(self, ids: list[int], text: str) -> None:
+    def _compare(self, ids: list[int], text: str, *, index: int) -> None:
         true_ids = self._reference(text)
         if ids == true_ids:
             return
@@ -95,7 +95,8 @@ class FastEngine:
         raise EngineError(
             f"{self._name}: the fast engine gives {len(ids)} ids and the reference {len(true_ids)}, different from"
             f" token {first} on, for a text that begins with {text[:60]!r}; report it to fastokens, and set"
-            " PRIMUS_FAST_TOKENIZER=0 to go on without it"
+            " PRIMUS_FAST_TOKENIZER=0 to go on without it",
+            index=index,
         )
 
 
