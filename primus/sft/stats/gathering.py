@@ -82,6 +82,7 @@ class StatsJob(Job[ConversationBatch, BatchStats]):
         front, back = special_ids(encoder.tokenizer, add_bos=encoder.add_bos, add_eos=encoder.options.add_eos)
         finder = SignalFinder((*encoder.tokenizer.control_tokens, *encoder.formatter.control_markers))
         sketcher = Sketcher(self.bands) if self.bands else None
+        num_bands = self.bands.num_bands if self.bands else 0
 
         def count(batch: ConversationBatch) -> BatchStats:
             counts = Counts()
@@ -112,7 +113,7 @@ class StatsJob(Job[ConversationBatch, BatchStats]):
                 places_N=np.array(places, dtype=np.int64),
                 hashes_N32=np.array(hashes, dtype=np.uint64).reshape(-1, len(_HASHED), 2),
                 with_words_W=np.array(with_words, dtype=np.int64),
-                bands_WB=np.array(sketches, dtype=np.uint64).reshape(-1, self.bands.num_bands if self.bands else 0),
+                bands_WB=np.array(sketches, dtype=np.uint64).reshape(len(sketches), num_bands),
                 origins=zlib.compress(json.dumps(origins).encode(), 1),
             )
 
