@@ -67,6 +67,12 @@ def test_how_a_file_is_cut_into_batches_changes_nothing(seed: int, tmp_path: Pat
         assert facts(read(path, batch_bytes=batch_bytes)) == facts(whole)
 
 
+def test_a_broken_line_at_the_end_of_a_batch_is_remembered(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"messages": seeds.BARE}, '{"no name of a column', turn(1, "a")])
+    reasons = [reading.error and reading.error.reason for reading in read(path, batch_bytes=1)]
+    assert reasons == [None, "not_json", "torn"]
+
+
 def test_batches_of_a_table_hold_whole_conversations_and_go_to_other_processes(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [turn(i // 7, str(i)) for i in range(700)])
     batches = list(read_batches([path], AUTO, batch_bytes=500))
