@@ -8,7 +8,7 @@ may not run or grow for ever.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -26,9 +26,10 @@ from primus.errors import ConfigError, RenderError
 
 MAX_STEPS = 10_000_000
 """Passes of all loops together in one render."""
-MAX_CHARS = 1 << 27
+MAX_CHARS = 1 << 25
 """Characters of a text that a template puts together."""
-MAX_EXPONENT = 64
+MAX_BITS = 1 << 16
+"""Bits of a power that a template computes."""
 
 TEMPLATE_FAILURES = (
     jinja2.TemplateError,
@@ -68,7 +69,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     def join_pieces(self, pieces: Iterable[Any]) -> str:
         """Put the pieces of a text together: of the whole text, a macro, or a block that is set."""
-        return limited("".join(pieces))
+        return "".join(within_limit(pieces))
 
     def join_operands(self, operands: Iterable[Any]) -> str:
         """Put the operands of `~` together."""
@@ -76,8 +77,9 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Compute `left operator right`, unless the result is of a size that only an attack has."""
-        if operator == "**" and isinstance(right, int | float) and right > MAX_EXPONENT:
-            raise OverflowError(f"an exponent of {right} is above {MAX_EXPONENT}")
+        is_power = operator == "**" and isinstance(left, int) and isinstance(right, int)
+        if is_power and left.bit_length() * right > MAX_BITS:
+            raise OverflowError(f"a power of more than {MAX_BITS} bits")
         if operator == "*":
             for factor, times in ((left, right), (right, left)):
                 if isinstance(times, int) and hasattr(factor, "__len__") and len(factor) * times > MAX_CHARS:
@@ -302,6 +304,16 @@ def limited(text: str) -> str:
     if len(text) > MAX_CHARS:
         raise OverflowError(f"a text of {len(text)} characters is above {MAX_CHARS}")
     return text
+
+
+def within_limit(pieces: Iterable[str]) -> Iterator[str]:
+    """The pieces of a text, unless they are more together than a template may make."""
+    length = 0
+    for piece in pieces:
+        length += len(piece)
+        if length > MAX_CHARS:
+            raise OverflowError(f"a text of more than {MAX_CHARS} characters")
+        yield piece
 
 
 def _is_modest_format(text: str) -> bool:

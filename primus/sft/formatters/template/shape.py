@@ -78,7 +78,8 @@ def find_form(render: RenderInForm) -> MessageForm:
 
     def prints_content(form: MessageForm) -> bool:
         text = attempt((_ASK, _SAY), form)
-        return _ASK.content in text and _SAY.content in text
+        # A template for strings prints a list of parts as Python does.
+        return _ASK.content in text and _SAY.content in text and f"'{_SAY.content}'" not in text
 
     def prints_calls(form: MessageForm) -> bool:
         # A template for arguments as text prints an object as Python does.

@@ -27,6 +27,7 @@ from primus.sft.formatters.template.environment import (
     failure_text,
     hidden_filter,
     limited,
+    within_limit,
 )
 from primus.sft.formatters.template.origin import (
     EXACT,
@@ -42,6 +43,8 @@ from primus.sft.formatters.template.values import tracked_json, tracked_text
 
 # Names of filters that no template can write down.
 _AT, _ENTER, _LEAVE = "turn at", "turn enter", "turn leave"
+# What the generated code hands to `call` for functions that ask for the context.
+_SCOPES = frozenset(["_loop_vars", "_block_vars"])
 # The source of the runs that mark what stands between `{% generation %}` and its end.
 _GENERATION = -1
 
@@ -134,7 +137,7 @@ class TrackedTemplate:
         pieces: list[str] = []
         marks: list[int | None] = []
         try:
-            for piece in self._template.root_render_func(self._template.new_context(dict(variables))):
+            for piece in within_limit(self._template.root_render_func(self._template.new_context(dict(variables)))):
                 pieces.append(piece)
                 marks.append(environment.turn)
         except TEMPLATE_FAILURES as exc:
@@ -143,7 +146,7 @@ class TrackedTemplate:
                 " with them is not known; use another template",
                 reason="template_spans",
             ) from exc
-        text = limited(joined(pieces))
+        text = joined(pieces)
         runs = runs_of(text)
         return TrackedRender(
             text=plain(text),
@@ -193,10 +196,11 @@ class _TrackingEnvironment(ChatEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805, PYI063 - as there
         """Call what a template calls; `join` and `replace` of an ordinary string keep the runs of their arguments."""
         if type(__obj) is BuiltinMethodType and type(__obj.__self__) is str:
+            given = {name: value for name, value in kwargs.items() if name not in _SCOPES}
             if __obj.__name__ == "join":
-                return joined_by(__obj.__self__, *args, **kwargs)
+                return joined_by(__obj.__self__, *args, **given)
             if __obj.__name__ == "replace":
-                return Tracked(__obj.__self__).replace(*args, **kwargs)
+                return Tracked(__obj.__self__).replace(*args, **given)
         return super().call(__context, __obj, *args, **kwargs)
 
     def generation(self, caller: Macro) -> str:
