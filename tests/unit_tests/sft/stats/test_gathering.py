@@ -5,6 +5,7 @@ import gzip
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from primus.chat.conversations import SourceOptions
 from primus.errors import DataError
 from primus.sft.recipe import Recipe
 from primus.sft.stats import StatsReport, build_report, choose_bands, compare, gather
-from primus.sft.stats import gathering as gathering_module
 
 EXAMPLES = Path(__file__).parents[4] / "examples" / "data"
 TOKENIZER = str(EXAMPLES / "demo-tokenizer" / "tokenizer.json")
@@ -82,7 +82,7 @@ def test_figures_of_a_small_file_by_hand(tmp_path: Path) -> None:
         ),
         pair("Who am I?", "Ты кто?\n```py\nx\n```"),
         pair("Who am I?", "Ты кто?\n```py\nx\n```"),
-    )
+    )  # fmt: skip
     got = report(path)
     count = len(Tokenizer.from_file(TOKENIZER).encode("You are kind.").ids)
     assert (got.messages.num, got.messages.total, got.messages.mean) == (4, 11, 2.75)
@@ -145,19 +145,24 @@ def shuffled_rows(num: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def test_the_report_is_the_same_for_one_process_and_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = write(tmp_path / "a.jsonl", *shuffled_rows(80, 1), "{")
-    second = tmp_path / "b.jsonl.gz"
-    second.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in shuffled_rows(80, 1)).encode()))
-    read = gathering_module.read_batches
-    monkeypatch.setattr(gathering_module, "read_batches", lambda *a: read(*a, batch_bytes=4096))
-    alone, together = report(first, second), report(first, second, num_workers=2)
+def test_the_report_is_the_same_for_one_process_and_two(tmp_path: Path) -> None:
+    """Each file is a batch of its own; all of it once more, packed, is another."""
+    rows = [*shuffled_rows(80, 1), "{"]
+    files = [write(tmp_path / f"{start}.jsonl", *rows[start : start + 20]) for start in range(0, len(rows), 20)]
+    packed = tmp_path / "packed.jsonl.gz"
+    packed.write_bytes(gzip.compress(b"".join(file.read_bytes() for file in files)))
+    alone, together = report(*files, packed), report(*files, packed, num_workers=2)
     assert alone == together
+    assert alone.num_conversations == 2 * 96
+    assert alone.copies[0].num_copies == 8 + 96
     assert alone.near_duplicates is not None
     assert alone.near_duplicates.num_clusters == 8
-    assert alone.copies[0].num_copies == 8 + 88 + 8
-    monkeypatch.setattr(gathering_module, "read_batches", read)
-    assert report(first, second) == alone
+    assert replace(report(*files), files=[]) == replace(report(packed), files=[], **places(report(*files)))
+
+
+def places(of: StatsReport) -> dict[str, Any]:
+    """What names places, which differ where the same rows stand in other files."""
+    return {name: getattr(of, name) for name in ("bad_rows", "copies", "near_duplicates", "signals")}
 
 
 def test_near_duplicates_are_those_of_comparing_everything(tmp_path: Path) -> None:

@@ -71,11 +71,11 @@ def test_a_small_example_by_hand() -> None:
         np.array([[2, 4], [7, 10]]),
         np.array([1, 3]),
         np.array([False, False]),
-        np.float32([1, 1]),
+        np.ones(2, dtype=np.float32),
         "a:1",
     )
     second = EncodedConversation(
-        np.arange(5), np.array([[3, 5]]), np.array([1]), np.array([False]), np.float32([1]), "a:2"
+        np.arange(5), np.array([[3, 5]]), np.array([1]), np.array([False]), np.ones(1, dtype=np.float32), "a:2"
     )
     assert weigh(count([first, second]), 8) == SequenceLength(
         seq_length=8, num_overlong=1, overlong_share=0.5,
