@@ -65,13 +65,15 @@ def test_the_python_of_a_page_runs_and_prints_what_the_page_says(page: Path, fol
             assert output == expected, code
 
 
-def commands(page: Path) -> list[str]:
+def commands(page: Path, *, name: str) -> list[str]:
     lines = [code.replace("\\\n", " ").splitlines() for code, _ in blocks(page, "bash")]
-    return [line for block in lines for line in block if line.startswith("primus train")]
+    return [line for block in lines for line in block if line.startswith(name)]
 
 
 @pytest.mark.parametrize(
-    "command", sorted({command.split("#")[0].strip() for page in PAGES for command in commands(page)}), ids=str
+    "command",
+    sorted({command.split("#")[0].strip() for page in PAGES for command in commands(page, name="primus train")}),
+    ids=str,
 )
 def test_every_training_command_is_accepted(command: str, folder: Path) -> None:
     """Up to the point where data is needed that a page can't bring along."""
@@ -82,6 +84,21 @@ def test_every_training_command_is_accepted(command: str, folder: Path) -> None:
     )  # fmt: skip
     missing = "no such file" in done.stderr or "is not set" in done.stderr
     assert done.returncode == 0 or (done.returncode == 2 and missing), done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    sorted({command.split("#")[0].strip() for page in PAGES for command in commands(page, name="primus data")}),
+    ids=str,
+)
+def test_every_command_on_data_runs(command: str, folder: Path) -> None:
+    """On the examples; a file that the reader has to bring along is missing, and everything else is right."""
+    words = shlex.split(command)[1:]
+    done = subprocess.run(
+        [sys.executable, "-m", "primus", *words], cwd=folder, capture_output=True, text=True, check=False, timeout=100
+    )
+    missing = "no such file" in done.stderr or "no file matches" in done.stderr
+    assert done.returncode == 0 or (done.returncode == 2 and missing), done.stderr or done.stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
