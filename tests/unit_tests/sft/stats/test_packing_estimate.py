@@ -4,7 +4,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from primus.sft.stats.packing_estimate import PackingEstimate, best_fit_decreasing
@@ -29,6 +29,7 @@ def packings(draw: st.DrawFn) -> tuple[list[int], int]:
 
 
 @given(packings())
+@example(([2, 6, 5, 3, 4], 10))  # where the emptiest sequence is the wrong one
 def test_the_sequences_are_as_many_as_item_by_item(packing: tuple[list[int], int]) -> None:
     lengths, capacity = packing
     bins = pack_item_by_item(lengths, capacity)

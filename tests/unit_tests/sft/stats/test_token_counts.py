@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -29,13 +29,14 @@ def counted(
     tokenizer: SFTTokenizer,
     formatter: ConversationFormatter | None = None,
     *,
+    add_bos: bool | None = None,
     add_eos: bool = False,
 ) -> ConversationTokens:
     traced = trace_conversation(
         conversation, formatter=formatter or OpenAIMessagesFormatter(), tokenizer=tokenizer,
-        supervise_end_of_turn=True, add_eos=add_eos,
+        supervise_end_of_turn=True, add_bos=add_bos, add_eos=add_eos,
     )  # fmt: skip
-    front, back = special_ids(tokenizer, add_bos=None, add_eos=add_eos)
+    front, back = special_ids(tokenizer, add_bos=add_bos, add_eos=add_eos)
     return count_tokens(traced, num_front=len(front), num_back=len(back))
 
 
@@ -68,6 +69,7 @@ CONVERSATIONS = st.lists(st.tuples(st.sampled_from(["system", "user", "tool", "a
 
 @settings(max_examples=60)
 @given(CONVERSATIONS, st.booleans())
+@example(Conversation((Message("user", "ser"), Message("assistant", "Yes."))), False)  # stands in the header, too
 def test_every_token_is_counted_once_and_where_it_stands(conversation: Conversation, add_eos: bool) -> None:
     tokenizer = load_tokenizer(str(TOKENIZER))
     tokens = counted(conversation, tokenizer, add_eos=add_eos)
@@ -123,3 +125,13 @@ def test_a_turn_without_weight_is_no_trained_turn(tokenizer: SFTTokenizer) -> No
     tokens = counted(Conversation(messages), tokenizer)
     assert len(tokens.trained_turns) == 1
     assert sum(turn.num_targets for turn in tokens.trained_turns) == tokens.num_targets
+
+
+def test_bos_and_eos_belong_to_no_message(lossless_tokenizers: dict[str, SFTTokenizer]) -> None:
+    tokenizer = lossless_tokenizers["sentencepiece bpe, ChatML as control symbols"]
+    conversation = Conversation((Message("user", "Hi"), Message("assistant", "Hello")))
+    plain = counted(conversation, tokenizer, add_bos=False)
+    both = counted(conversation, tokenizer, add_bos=True, add_eos=True)
+    assert both.turns == plain.turns
+    assert (plain.num_outside, both.num_outside) == (0, 2)
+    assert both.trained_turns[0].end == plain.trained_turns[0].end + 1
