@@ -6,6 +6,7 @@ of the turn; text of other messages in between is left out. What can't be decide
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NoReturn
@@ -17,6 +18,7 @@ from primus.sft.formatters.template.shape import TOKEN, Shape, longest_prefix
 from primus.sft.formatters.template.tracking import TrackedRender
 from primus.sft.formatters.template.turns import Turn, Turns
 
+_SAID = frozenset(["content", "reasoning", "arguments"])
 _THOUGHT = re.compile(r"<think>.*?</think>|^.*?</think>", re.DOTALL)
 
 
@@ -46,15 +48,17 @@ class SpanFinder:
         Raises:
             RenderError: If a turn's part of the text is not certain.
         """
-        turns = Turns(render)
+        turns, moved = Turns(render), _moved(render)
         spans: list[CharSpan] = []
         for number, message in enumerate(messages):
             if message.role != "assistant":
                 continue
+            if number in moved:
+                _refuse(origin, number, "the template writes it elsewhere, or does not go through messages one by one")
             turn = turns.find(number)
-            _check_place(render, turn, number, message, origin)
             if turn is None:
                 continue
+            _check_form(render, turn, message, origin)
             before = messages[number - 1].role if number else None
             weight = 1.0 if message.weight is None else message.weight
             spans += self._turn(render.text, turn, self._shape.headers[before], weight, origin)
@@ -140,23 +144,30 @@ class SpanFinder:
         return start + len(tail), None
 
 
-def _check_place(render: TrackedRender, turn: Turn | None, number: int, message: Message, origin: str) -> None:
-    """Refuse a message that was written elsewhere than in its turn, or a turn without what the message says."""
-    here = turn.own_sources if turn is not None else frozenset()
-    elsewhere = {run.source for run in render.runs if run.end > run.start} - here
-    own = {i for i, source in enumerate(render.sources) if source.turn == number}
-    if any(render.sources[i].field in {"content", "reasoning", "arguments"} for i in own & elsewhere):
-        _refuse(origin, number, "the template writes it elsewhere, or does not go through the messages one by one")
-    if turn is None:
-        return
-    if turn.prints_name:
-        _refuse(origin, number, "the template writes the name of its speaker into it, which no server does")
-    fields = {render.sources[i].field for i in here}
+def _check_form(render: TrackedRender, turn: Turn, message: Message, origin: str) -> None:
+    """Refuse a turn without what the message says."""
+    fields = {render.sources[source].field for source in turn.own_sources}
+    if "name" in fields:
+        _refuse(origin, turn.turn, "the template writes the name of its speaker into it, which no server does")
     if message.tool_calls and "call" not in fields:
-        _no_form(origin, number, "tool calls")
-    says = _THOUGHT.sub("", message.content).strip()
-    if says and not fields & {"content", "call"}:
-        _no_form(origin, number, "content")
+        _no_form(origin, turn.turn, "tool calls")
+    if not fields & {"content", "call"} and _THOUGHT.sub("", message.content).strip():
+        _no_form(origin, turn.turn, "content")
+
+
+def _moved(render: TrackedRender) -> set[int]:
+    """The messages of which something is written, but not in their turns."""
+    turns: dict[int, set[int | None]] = defaultdict(set)
+    for segment in render.segments:
+        for run in render.runs[segment.first_run : segment.last_run]:
+            if run.end > run.start:
+                turns[run.source].add(segment.turn)
+    sources = ((render.sources[index], found) for index, found in turns.items())
+    return {
+        source.turn
+        for source, found in sources
+        if source.turn is not None and source.turn not in found and source.field in _SAID
+    }
 
 
 def _place(stretches: Sequence[tuple[int, int]], at: int) -> int:

@@ -39,8 +39,6 @@ class Turn:
         found, own_sources = _atoms(render, turn, segments)
         self.atoms = _without_echoes(found)
         self.own_sources = frozenset(own_sources)
-        self.prints_name = any(render.sources[source].field == "name" for source in own_sources)
-        self._text = render.text
 
     @property
     def first_own(self) -> Atom | None:
