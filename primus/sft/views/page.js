@@ -347,12 +347,22 @@
       make("dl", {}, ...facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, ...value)])),
     );
     close.hidden = !pinned;
+    card.classList.toggle("pinned", pinned);
     card.hidden = false;
     for (const old of document.querySelectorAll(".t.here")) { old.classList.remove("here"); old.removeAttribute("aria-describedby"); old.setAttribute("aria-selected", "false"); }
     anchor.classList.add("here");
     anchor.setAttribute("aria-describedby", "card");
     anchor.setAttribute("aria-selected", String(pinned));
+    placeCard();
+  }
+
+  /* Beside its token, wherever that has been scrolled to. */
+  function placeCard() {
+    const anchor = document.querySelector(".t.here");
+    const card = byId("card");
+    if (!anchor) return;
     const box = anchor.getClientRects()[0] ?? anchor.getBoundingClientRect();
+    if (!pinned && (box.bottom < 0 || box.top > innerHeight)) return hideCard();
     const below = box.bottom + 8 + card.offsetHeight < innerHeight;
     card.style.top = `${below ? box.bottom + 8 : Math.max(8, box.top - 8 - card.offsetHeight)}px`;
     card.style.left = `${Math.max(12, Math.min(box.left, innerWidth - card.offsetWidth - 12))}px`;
@@ -464,8 +474,8 @@
     spans[to].scrollIntoView({ block: "nearest" });
     showCard(to, spans[to]);
   });
-  addEventListener("scroll", () => { if (!pinned && !document.activeElement?.matches(".t")) hideCard(); }, { passive: true });
-  addEventListener("resize", hideCard);
+  addEventListener("scroll", placeCard, { passive: true });
+  addEventListener("resize", placeCard);
 
   /* Search, over all rows: text, or # and a token's id. */
   function lowered(row) {
