@@ -186,9 +186,9 @@ class _Conversion:
         """The files that were written, for people."""
         if self._ledger_path is None:
             return []
-        names = {self._options.target: "written", f"{self._ledger_path}": "ledger", f"{self._bad_path}": "bad rows"}
-        return [f"{what}: {path} ({Path(path).stat().st_size:,} bytes)" for path, what in names.items()
-                if Path(path).exists()]  # fmt: skip
+        lines = [f"written: {self._options.target}", f"ledger: {self._ledger_path}"]
+        has_bad_rows = self._bad_path is not None and self._bad_path.exists()
+        return [*lines, f"bad rows: {self._bad_path}"] if has_bad_rows else lines
 
 
 class _Problems:

@@ -106,9 +106,9 @@ def test_what_was_found_and_what_became_of_it_is_printed(tmp_path: Path, capsys:
         f"1 bad:no_assistant: quarantined ({source}:5) ",
         f"1 bad:not_json: quarantined ({source}:6) ",
         "4 conversations written",
-        f"written: {target} (",
-        f"ledger: {target}.ledger.json (",
-        f"bad rows: {target}.bad.jsonl (",
+        f"written: {target}",
+        f"ledger: {target}.ledger.json",
+        f"bad rows: {target}.bad.jsonl",
     ):
         assert part in printed, part
 
