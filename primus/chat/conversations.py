@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from primus.chat.formats import AUTO, SourceFormat, SourceOptions, group_of, parse_group, parse_row
-from primus.chat.formats.turns import ID_COLUMNS
+from primus.chat.formats.registry import GROUP_COLUMNS
 from primus.chat.messages import Conversation
 from primus.chat.reading import Row, RowBatch, read_row_batches
 from primus.errors import ConversationError, DataError
@@ -22,7 +22,7 @@ __all__ = ["ConversationBatch", "Reading", "SourceOptions", "read_batches", "rea
 BATCH_BYTES = 1 << 20
 _GROUPED_FORMATS = (AUTO, "turns", "oasst", "columns")
 # A line without any of these is no part of a group: the names of the columns, and letters of ASCII in disguise.
-_GROUP_NAMES = (*(f'"{name}"'.encode() for name in (*ID_COLUMNS, "message_tree_id")), b"\\u00")
+_GROUP_NAMES = (*(f'"{name}"'.encode() for name in GROUP_COLUMNS), b"\\u00")
 
 
 @dataclass(frozen=True, slots=True)

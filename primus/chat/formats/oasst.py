@@ -23,6 +23,7 @@ _DIALECT = Dialect(("role",), ("text",), {"prompter": "user", "user": "user", "a
 _STRUCTURE = ("replies", "rank", "deleted", "review_result", "message_id", "parent_id", "message_tree_id")
 _ROW = frozenset({"message_id", "text", "role"})
 FIELDS = ("prompt", "message_id")
+TREE_COLUMN = "message_tree_id"
 UNANSWERED, DELETED, REFUSED = "unanswered prompts", "deleted messages", "messages that reviewers refused"
 
 
@@ -49,8 +50,8 @@ def _is_message(row: Mapping[str, Any]) -> bool:
 def group(row: object, options: SourceOptions) -> str | None:
     """The tree that a row is a message of."""
     del options
-    if isinstance(row, Mapping) and _is_message(row) and isinstance(row.get("message_tree_id"), str):
-        return str(row["message_tree_id"])
+    if isinstance(row, Mapping) and _is_message(row) and isinstance(row.get(TREE_COLUMN), str):
+        return str(row[TREE_COLUMN])
     return None
 
 

@@ -15,8 +15,15 @@ from primus.chat.messages import Conversation
 def recognises(row: object, options: SourceOptions) -> bool:
     """Whether a row has a field with messages, or is a list of messages."""
     if isinstance(row, Mapping):
-        return messages_field(row, options) is not None
-    return isinstance(row, list | tuple) and bool(row) and isinstance(row[0], Mapping) and "from" not in row[0]
+        field = messages_field(row, options)
+        return field is not None and not is_sharegpt(row[field])
+    return isinstance(row, list | tuple) and bool(row) and isinstance(row[0], Mapping) and not is_sharegpt(row)
+
+
+def is_sharegpt(messages: object) -> bool:
+    """Whether a list of messages says `from` where OpenAI says `role`."""
+    first = messages[0] if isinstance(messages, list | tuple) and messages else None
+    return isinstance(first, Mapping) and "from" in first and "role" not in first
 
 
 def messages_field(row: Mapping[str, Any], options: SourceOptions) -> str | None:

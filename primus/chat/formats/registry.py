@@ -97,7 +97,6 @@ _ALL = (
         2,
         sharegpt,
         "conversations with from and value, system and tools",
-        fields=sharegpt.FIELDS,
         takes_lists=True,
     ),
     _format("xtuner", 2, xtuner, "conversation with input and output", fields=(xtuner.FIELD,)),
@@ -121,6 +120,8 @@ _ALL = (
     ),
 )
 FORMATS: Final[Mapping[str, SourceFormat]] = {source.name: source for source in _ALL}
+# A row that has none of these is no part of a group, unless the options name another column.
+GROUP_COLUMNS: Final = (*turns.ID_COLUMNS, oasst.TREE_COLUMN)
 _GROUPED = tuple(source for source in _ALL if source.group is not None)
 _OF_LISTS = tuple(source for source in _ALL if source.takes_lists)
 
@@ -231,6 +232,9 @@ def group_of(row: object, options: SourceOptions) -> tuple[SourceFormat, str] | 
     Returns:
         The format and the name of the group, or None for a row that stands alone.
     """
+    has_usual_names = options.column_map is None and options.conversation_id is None
+    if has_usual_names and (not isinstance(row, Mapping) or row.keys().isdisjoint(GROUP_COLUMNS)):
+        return None
     for source in _GROUPED:
         name = source.group(row, options) if source.group is not None else None
         if name is not None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """ShareGPT: `{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}], "system", "tools"}`.
 
-Dialects: the list stands in `conversations` or `conversation`, or is the row itself; a message has `from` or `role`,
-and `value`, `content` or `text`; a `function_call` is JSON text; ms-swift writes pairs `{"human": ..., "assistant":
-...}`.
+Dialects: the list stands in `conversations`, `conversation` or the field of messages, or is the row itself; a message
+has `from` or `role`, and `value`, `content` or `text`; a `function_call` is JSON text; ms-swift writes pairs
+`{"human": ..., "assistant": ...}`.
 """
 
 from collections.abc import Mapping
@@ -18,6 +18,7 @@ from primus.chat.formats.message_reading import (
     with_system,
 )
 from primus.chat.formats.notes import Notes
+from primus.chat.formats.openai import is_sharegpt, messages_field
 from primus.chat.formats.options import FUNCTION_CALL, SourceOptions
 from primus.chat.formats.tools import read_tools
 from primus.chat.formats.values import only_field, optional_string, type_name
@@ -38,10 +39,12 @@ _PAIR = frozenset({"human", "assistant"})
 
 def recognises(row: object, options: SourceOptions) -> bool:
     """Whether a row has a list of such messages, or is one."""
-    del options
-    if isinstance(row, Mapping):
-        return any(row.get(field) is not None and not _is_of_another(row[field]) for field in FIELDS)
-    return isinstance(row, list | tuple) and bool(row) and isinstance(row[0], Mapping) and "from" in row[0]
+    if not isinstance(row, Mapping):
+        return is_sharegpt(row)
+    if any(row.get(field) is not None and not _is_of_another(row[field]) for field in FIELDS):
+        return True
+    field = messages_field(row, options)
+    return field is not None and is_sharegpt(row[field])
 
 
 def _is_of_another(messages: object) -> bool:
@@ -59,7 +62,7 @@ def parse(row: Any, origin: str, options: SourceOptions) -> tuple[Conversation, 
     notes = Notes(origin, options)
     if not isinstance(row, Mapping):
         return (notes.conversation(read_messages(row, "the row", notes, dialect=DIALECT)),)
-    field = only_field(row, FIELDS, origin) or FIELDS[0]
+    field = only_field(row, FIELDS, origin) or messages_field(row, options) or FIELDS[0]
     refuse_rejected(row, origin)
     _refuse_trained_users(row, notes)
     tools = read_tools(row, notes, wrap=True)

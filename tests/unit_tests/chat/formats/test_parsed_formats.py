@@ -62,6 +62,7 @@ EXPECTED: list[tuple[Any, list[str]]] = [
     (seeds.CHOSEN, ["system 's'", "user 'q'", "assistant 'good'"]),
     # Dialects.
     ([{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], ["user 'a'", "assistant 'b'"]),
+    ({"messages": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, ["user 'a'", "assistant 'b'"]),
     ({"conversation": [{"role": "User", "content": "a"}, {"role": "ChatGPT", "text": "b"}]},
      ["user 'a'", "assistant 'b'"]),
     ({"conversations": [{"from": "bing", "value": "a"}, {"from": "tool_response", "value": {"t": 1}},
