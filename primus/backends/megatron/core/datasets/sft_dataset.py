@@ -6,7 +6,6 @@ S: positions of a training sequence, `max_seq_length`. N: sequences of the data 
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
+from primus.backends.megatron.core.datasets.settings import DatasetSettings, load_formatter
 from primus.errors import ConfigError, DataError
 from primus.sft.dataset import (
     BadRows,
@@ -22,7 +22,6 @@ from primus.sft.dataset import (
     TokenizedDataset,
     Truncation,
     shared_conversations,
-    tokenize_files,
 )
 from primus.sft.encoding import SuperviseTurns
 from primus.sft.formatters import (
@@ -32,11 +31,11 @@ from primus.sft.formatters import (
     RenderedConversation,
     create_formatter,
 )
-from primus.sft.ledger import TRAINED, VALIDATION, Ledger
+from primus.sft.ledger import Ledger
 from primus.sft.masking import next_token_targets
 from primus.sft.order import SequenceOrder
 from primus.sft.sources import TRAIN_SPLIT, VALIDATION_SPLIT, require_folder, resolve_files
-from primus.sft.tokenizer import SFTTokenizer, load_tokenizer
+from primus.sft.tokenizer import load_tokenizer
 
 logger = logging.getLogger("primus")
 
@@ -108,9 +107,9 @@ class SFTDataset(Dataset[dict[str, torch.Tensor]]):
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         loaded = load_tokenizer(tokenizer)
-        settings = _Settings(
+        settings = DatasetSettings(
             tokenizer=loaded,
-            formatter=_load_formatter(formatter, loaded, chat_template, chat_template_kwargs),
+            formatter=load_formatter(formatter, loaded, chat_template, chat_template_kwargs),
             max_seq_length=max_seq_length,
             seed=seed,
             options=EncodingOptions(
@@ -136,13 +135,13 @@ class SFTDataset(Dataset[dict[str, torch.Tensor]]):
         self._set_up(pair[held_out], settings, files)
 
     @classmethod
-    def from_tokenized(cls, data: TokenizedDataset, settings: "_Settings", files: Sequence[Path]) -> "SFTDataset":
+    def from_tokenized(cls, data: TokenizedDataset, settings: "DatasetSettings", files: Sequence[Path]) -> "SFTDataset":
         """The training sequences of conversations that are tokenized already."""
         dataset = cls.__new__(cls)
         dataset._set_up(data, settings, files)  # noqa: SLF001  # its own class
         return dataset
 
-    def _set_up(self, data: TokenizedDataset, settings: "_Settings", files: Sequence[Path]) -> None:
+    def _set_up(self, data: TokenizedDataset, settings: "DatasetSettings", files: Sequence[Path]) -> None:
         if not len(data) and (used := data.ledger.num_used):
             raise DataError(
                 f"{', '.join(map(str, files))}: all {used} conversations fall on one side of"
@@ -211,65 +210,6 @@ class SFTDataset(Dataset[dict[str, torch.Tensor]]):
         return shared_conversations(self.data, other.data)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Settings:
-    """What the splits of a data set have in common."""
-
-    tokenizer: SFTTokenizer
-    formatter: ConversationFormatter
-    max_seq_length: int
-    seed: int
-    options: EncodingOptions
-
-    def tokenize(
-        self,
-        files: Sequence[Path],
-        *,
-        validation_fraction: float = 0.0,
-        quarantine_path: Path | None = None,
-        is_validation: bool = False,
-    ) -> tuple[TokenizedDataset, TokenizedDataset]:
-        formatter = self.formatter
-        if self.options.add_bos and formatter.writes_bos:
-            raise ConfigError(
-                "sft_add_bos: is on, but the format writes BOS itself where it is wanted, and a second one would"
-                " follow; set it to null"
-            )
-        if self.options.supervise_end_of_turn and not formatter.control_markers:
-            raise ConfigError(
-                f"{self.tokenizer.name}: has no EOS token, with which this format ends a turn, so the model would never"
-                " learn to stop; take a tokenizer that has one, or turn sft_supervise_end_of_turn off"
-            )
-        _warn_about_markers(self.tokenizer, formatter)
-        return tokenize_files(
-            files,
-            formatter=formatter,
-            tokenizer=self.tokenizer,
-            max_seq_length=self.max_seq_length,
-            options=self.options,
-            outcome=VALIDATION if is_validation else TRAINED,
-            validation_fraction=validation_fraction,
-            quarantine_path=quarantine_path,
-        )
-
-
-def _load_formatter(
-    formatter: str | ConversationFormatter,
-    tokenizer: SFTTokenizer,
-    chat_template: str | Path | None,
-    chat_template_kwargs: Mapping[str, Any] | None,
-) -> ConversationFormatter:
-    if not isinstance(formatter, str):
-        return formatter
-    return create_formatter(
-        formatter,
-        eos_token=tokenizer.eos_token,
-        tokenizer=tokenizer,
-        template=chat_template,
-        template_kwargs=chat_template_kwargs,
-    )
-
-
 def build_train_valid_test_datasets(
     dataset_name: DatasetName,
     tokenizer: object,
@@ -327,9 +267,9 @@ def build_train_valid_test_datasets(
             " be set; keep one"
         )
     loaded = load_tokenizer(tokenizer)
-    settings = _Settings(
+    settings = DatasetSettings(
         tokenizer=loaded,
-        formatter=_load_formatter(formatter, loaded, chat_template, chat_template_kwargs),
+        formatter=load_formatter(formatter, loaded, chat_template, chat_template_kwargs),
         max_seq_length=max_seq_length,
         seed=seed,
         options=options or EncodingOptions(),
@@ -370,22 +310,6 @@ def build_train_valid_test_datasets(
 
 def _in(folder: Path | None, split: str) -> Path | None:
     return None if folder is None else folder / f"{split}.jsonl"
-
-
-def _warn_about_markers(tokenizer: SFTTokenizer, formatter: ConversationFormatter) -> None:
-    missing = [marker for marker in formatter.control_markers if marker not in tokenizer.control_tokens]
-    if missing:
-        cost = sum(len(tokenizer.encode(marker).ids_T) for marker in missing)
-        logger.warning(
-            "%s: %s are no tokens of this tokenizer, so they are plain text: %d tokens in each turn instead of %d,"
-            " and a"
-            " server has to stop at a text instead of a token; add them as special tokens, or take a tokenizer that has"
-            " them",
-            tokenizer.name,
-            " and ".join(missing),
-            cost,
-            len(missing),
-        )
 
 
 def _warn_about_leakage(train: SFTDataset, other: SFTDataset | None, what: str) -> None:
