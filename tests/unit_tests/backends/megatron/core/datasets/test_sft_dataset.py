@@ -231,7 +231,7 @@ def test_fields_of_messages_without_a_meaning_are_counted(tmp_path: Path, tokeni
     row["messages"][0]["emotion"] = "calm"
     dataset = SFTDataset(write(tmp_path / "a.jsonl", [row]), tokenizer, 99)
     assert dataset.ledger.ignored_fields == {"emotion": 1}
-    assert "1 rows have the field 'emotion'" in "\n".join(dataset.ledger.lines())
+    assert "'emotion' (1 row)" in "\n".join(dataset.ledger.lines())
 
 
 def test_a_tokenizer_without_chatml_is_warned_about_with_its_cost(
