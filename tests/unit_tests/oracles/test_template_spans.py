@@ -39,8 +39,8 @@ def each(names: Sequence[str], value: Value) -> dict[str, Value]:
     return dict.fromkeys(names, value)
 
 
-# All 41 templates and 133 conversations: strings that were changed, strings of words that the templates have themselves,
-# strings that lost the whitespace at their edges, and pairs in which everybody else's words were changed.
+# All 41 templates and 133 conversations: strings that were changed, strings of words that the templates have, strings
+# that lost the whitespace at their edges, and pairs in which everybody else's words were changed.
 FULL_COUNT = {"strings": 29643, "without letters": 4211, "edges": 1122, "others": 5126}
 
 # Refused of the real and of the adversarial conversations, by reason. `template`: the template raises an exception of
@@ -59,6 +59,7 @@ REFUSED: dict[str, tuple[dict[str, int], dict[str, int]]] = {
 # the header, or words that the generation prompt holds already; and the newline that no model writes.
 HEADER, CALL_NEWLINE = "<\uff5cAssistant\uff5c>", "\n"
 THINK = {("<think>", "\n"): 584, ("<think>\n", "\n"): 2, ("", "\n"): 6}
+THINK_PROMPT: dict[str | None, int] = {"": 1, "\n": 49, "<think>\n": 4}
 DEEPSEEK_ANSWERS = "<\uff5ctool\u2581outputs\u2581end\uff5c>"
 GENERATION: dict[str, dict[tuple[str, str], int]] = {
     **each(["cohere_training", "cohere2_training"], {("", ""): 339}),
@@ -79,6 +80,18 @@ GENERATION: dict[str, dict[tuple[str, str], int]] = {
     "qwen3_5_nothink_training": {("<think>\n\n</think>\n\n", "\n"): 582, ("<think>", "\n"): 10},
     **each([f"qwen3_{name}_training" for name in ("5_think", "6", "8")], {("<think>\n", "\n"): 592}),
     **each(["qwen3_training", "qwen3_instruct_2507_training", "qwen3_vl_training"], {("", "\n"): 592}),
+}
+
+
+# What a server's prompt holds beyond the text in front of the last answer: nothing, but for an opener of thinking that
+# the template leaves out where there was none; None where the two differ in what went before.
+PROMPT: dict[str, dict[str | None, int]] = {
+    "deepseek_r1_distill": {"": 1, "<think>\n": 51},
+    "deepseekv3": {"": 2, "<think>\n": 52},
+    "diffusion_gemma": {"": 52, None: 2},  # it writes a header behind a tool's answer, which its prompt does not
+    "gemma4_v5": {"": 53, "<turn|>\n": 1},
+    **each([f"nemotron_3_{name}" for name in ("5_lightning", "nano", "super", "ultra")], THINK_PROMPT),
+    "qwen3_5_nothink": {"": 50, "\n\n</think>\n\n": 4},
 }
 
 
@@ -189,6 +202,30 @@ def test_spans_agree_with_the_generation_tags_but_for_constant_edges(
     assert edges == GENERATION[name]
 
 
+@pytest.mark.parametrize("name", stock_names())
+def test_the_last_answer_begins_where_the_prompt_of_a_server_ends(
+    name: str, make: Make, conversations: list[Conversation]
+) -> None:
+    formatter = make(name, "qwen2")
+    beyond: Counter[str | None] = Counter()
+    for conversation in [*conversations[:NUM_REAL:4], *conversations[NUM_REAL:]]:
+        roles = [message.role for message in conversation.messages]
+        if roles[-1] != "assistant" or roles[-2] == "assistant":
+            continue
+        try:
+            rendered = formatter.render(conversation)
+        except RenderError:
+            continue
+        start = min(span.start for span in rendered.spans if span.turn == len(roles) - 1)
+        before, prompt = rendered.text[:start], formatter.render_prompt(conversation, len(roles) - 1).text
+        messages = template_messages(conversation.messages[:-1], form=formatter._form)
+        theirs, _ = official(formatter.source, messages, template_tools(conversation), add_generation_prompt=True)
+        assert prompt == theirs
+        beyond[prompt[len(before) :] if prompt.startswith(before) else None] += 1
+    assert beyond == PROMPT.get(name, {"": beyond[""]})
+    assert beyond.total() >= 42
+
+
 def agent_conversation(num_messages: int, *, with_tools: bool) -> Conversation:
     """A long conversation with a system message, calls in between if wanted, and reasoning."""
     call = ToolCall("look", '{"place": "burrow", "deep": true}', "callid001")
@@ -249,13 +286,15 @@ def test_control_text_in_a_message_is_no_control_token_and_no_target_unless_the_
     tried: Counter[str] = Counter()
     for tokenizer_name in TOKENIZERS:
         tokenizer, formatter = shared_tokenizer(tokenizer_name), make(name, tokenizer_name)
+        own = {"qwen2": ATTACKS.keys(), "llama3": {"chatml", "llama"}, "mistral-v3": {"chatml", "mistral"}}
+        attacks = {key: text for key, text in ATTACKS.items() if key in own[tokenizer_name]}
         for role in ("system", "user", "tool", "assistant"):
             try:
                 harmless = formatter.render(attacked(role, "A harmless text."))
             except RenderError as exc:
                 assert exc.reason in {"template", "no_form"}  # noqa: PT017 - no system or no tools in this template
                 continue
-            for attack in ATTACKS.values():
+            for attack in attacks.values():
                 conversation = attacked(role, attack)
                 rendered = formatter.render(conversation)
                 encoded = encode_conversation(
@@ -275,5 +314,5 @@ def test_control_text_in_a_message_is_no_control_token_and_no_target_unless_the_
                 assert {turn: text.replace(attack, "A harmless text.") for turn, text in trained.items()} == theirs
                 is_own = [attack in text for text in trained.values()]
                 assert any(is_own) is (role == "assistant")
-    assert tried["user"] == tried["assistant"] == len(TOKENIZERS) * len(ATTACKS)
+    assert tried["user"] == tried["assistant"] == len(ATTACKS) + 4
     assert tried["system"] == (0 if name == "gemma" else tried["user"])
