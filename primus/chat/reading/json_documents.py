@@ -19,6 +19,9 @@ from primus.errors import DataError
 
 READ_BYTES = 1 << 18
 """How much of a list is read at once."""
+# A longer first line is not looked at: it is mostly a list on one line, which would be read for nothing.
+_LONGEST_FIRST_LINE = 1 << 24
+_OPENING, _CLOSING = (b"{", b"["), (b"}", b"]")
 _SPACE = re.compile(r"[ \t\n\r]*")
 # An error this far from the end of what has been read is one of the text, and not because the rest is not there yet.
 _LONGEST_TOKEN = 16
@@ -54,10 +57,10 @@ def read_json(
 
 
 def _is_lines(content: IO[bytes]) -> bool:
-    """Whether the first line is a whole object or list, and another line follows."""
-    lines = (line for line in iter(lambda: content.readline(MAX_ROW_BYTES), b"") if line.strip())
+    """Whether the first line is a whole object or list, and another one begins on the next."""
+    lines = (line for line in iter(lambda: content.readline(_LONGEST_FIRST_LINE), b"") if line.strip())
     first = next(lines, b"").removeprefix(codecs.BOM_UTF8).strip()
-    if first[:1] not in (b"{", b"[") or first[-1:] not in (b"}", b"]") or next(lines, None) is None:
+    if first[:1] not in _OPENING or first[-1:] not in _CLOSING or next(lines, b"").lstrip()[:1] not in _OPENING:
         return False
     try:
         load_json(first.decode())

@@ -90,12 +90,14 @@ def _rows(path: str, text: TextIO, *, delimiter: str) -> Iterator[Row]:
         lines.record.clear()
         origin = f"{path}:{lines.number + 1}"
         cells: list[str] = []
+        error: str | None
         try:
             cells = next(records)
         except StopIteration:
             return
         except csv.Error as exc:
-            error: str | None = _problem_of_quotes(origin, exc)
+            # A byte may also make the record one that csv can't read, as the zeros of UTF-16 do.
+            error = _problem(origin, lines.record, None) or _problem_of_quotes(origin, exc)
         else:
             if not cells:  # a blank line
                 continue

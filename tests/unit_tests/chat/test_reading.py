@@ -83,12 +83,12 @@ def test_a_very_long_line_is_one_row(tmp_path: Path) -> None:
 
 def test_broken_json_on_line_17_is_a_row_with_an_error_and_the_rest_is_read(tmp_path: Path) -> None:
     lines = [b'{"a": %d}' % i for i in range(1, 31)]
-    lines[16] = b'{"a": 17,}'
+    lines[16] = b'{"a": 17 x}'
     path = write(tmp_path / "train.jsonl", b"\n".join(lines))
     rows = list(read_rows(path))
     assert [row.value for row in rows if row.error is None] == [{"a": i} for i in range(1, 31) if i != 17]
     bad = rows[16]
-    assert (bad.origin, bad.raw, bad.value) == (f"{path}:17", '{"a": 17,}', None)
+    assert (bad.origin, bad.raw, bad.value) == (f"{path}:17", '{"a": 17 x}', None)
     assert bad.error is not None
     assert re.fullmatch(
         re.escape(f"{path}:17: not valid JSON: ") + ".* at column 10; write one JSON object per line", bad.error
@@ -104,7 +104,7 @@ def test_broken_json_on_line_17_is_a_row_with_an_error_and_the_rest_is_read(tmp_
         (b'{"a": 1, "b": {"c": 1, "d": 2, "c": 3}}', "not valid JSON: the key 'c' stands twice in one object; write"),
         (b'{"a": NaN}', "not valid JSON: NaN is not a JSON number; write one JSON object per line"),
         (b'{"a": -Infinity}', "not valid JSON: -Infinity is not a JSON number; write one JSON object per line"),
-        (b'{"a": ' + b"1" * 5000 + b"}", "not valid JSON: Exceeds the limit (4300 digits) for integer string"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "not valid JSON: Exceeds the limit (4300"),
         (b"[" * 100_000, "not valid JSON: brackets are nested too deeply; write one JSON object per line"),
         (b'{"a":' * 100_000, "not valid JSON: brackets are nested too deeply; write one JSON object per line"),
         (b'{"a": 1}{"a": 2}', "not valid JSON: Extra data at column 9; write one JSON object per line"),
