@@ -27,7 +27,7 @@ that needs no network."""
 _EXAMPLES = """
 primus data show examples/data/demo-heldout.jsonl --tokenizer examples/data/demo-tokenizer --row 3
 primus data show tiny-multiturn-sft.yaml --limit 2 --ids
-primus data show examples/data/demo-heldout.jsonl --tokenizer examples/data/demo-tokenizer --html page.html
+primus data show tiny-multiturn-sft.yaml --html page.html
 """
 
 

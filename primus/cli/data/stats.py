@@ -28,7 +28,7 @@ them. Every figure is exact unless its words say otherwise. Uses all cores."""
 _EXAMPLES = """
 primus data stats examples/data/demo-heldout.jsonl --tokenizer examples/data/demo-tokenizer
 primus data stats tiny-multiturn-sft.yaml --html report.html --json report.json
-primus data stats examples/data/demo-alpaca.jsonl --tokenizer examples/data/demo-tokenizer --seq-lengths 32,64
+primus data stats tiny-multiturn-sft.yaml --seq-lengths 64,128 --html report.html
 """
 
 

@@ -77,10 +77,10 @@ def test_help_of_a_group_lists_its_commands() -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ([], "primus: a command is missing; there are primus train, primus checkpoint export-hf (see primus --help)"),
+        ([], "primus: a command is missing; there are primus train, primus data convert ... (see primus --help)"),
         (["trains"], "primus: there is no command 'trains'; did you mean primus train?"),
         (["checkpoint", "export"], "primus: there is no command 'checkpoint export'; did you mean primus checkpoint"),
-        (["xyz"], "primus: there is no command 'xyz'; there are primus train, primus checkpoint export-hf"),
+        (["xyz"], "primus: there is no command 'xyz'; there are primus train, primus data convert"),
         (["train"], "primus train: the following arguments are required: --config; see primus train --help"),
         (["train", "--confg", TINY], "primus train: there is no option --confg; did you mean --config?"),
         (["train", "--conf", TINY], "primus train: there is no option --conf; did you mean --config?"),

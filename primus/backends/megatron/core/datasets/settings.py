@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from primus.chat.reading import STDIN
 from primus.errors import ConfigError
 from primus.sft.dataset import EncodingOptions, TokenizedDataset, tokenize_files
 from primus.sft.formatters import ConversationFormatter, create_formatter
@@ -54,9 +55,14 @@ class DatasetSettings:
             The conversations that are not held out, and those that are.
 
         Raises:
-            ConfigError: If the options do not fit the format or the tokenizer.
+            ConfigError: If a file is standard input, or the options do not fit the format or the tokenizer.
         """
         formatter = self.formatter
+        if Path(STDIN) in files:
+            raise ConfigError(
+                f"sft_dataset_name: {STDIN} is standard input, which no second rank and no later run can read; write it"
+                f" to a file first: primus data convert {STDIN} conversations.jsonl"
+            )
         if self.options.add_bos and formatter.writes_bos:
             raise ConfigError(
                 "sft_add_bos: is on, but the format writes BOS itself where it is wanted, and a second one would"

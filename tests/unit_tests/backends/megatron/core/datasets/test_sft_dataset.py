@@ -226,6 +226,11 @@ def test_quarantine_writes_the_bad_rows_trains_the_rest_and_the_ledger_sums_to_t
     assert list(quarantine.parent.iterdir()) == [quarantine], "nothing half-written is left"
 
 
+def test_standard_input_is_no_data_set(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ConfigError, match=r"^sft_dataset_name: - is standard input.*primus data convert - "):
+        SFTDataset("-", tokenizer, 99)
+
+
 def test_fields_of_messages_without_a_meaning_are_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
     row = chat("q", "a")
     row["messages"][0]["emotion"] = "calm"
