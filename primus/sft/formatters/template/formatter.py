@@ -81,8 +81,9 @@ class TemplateFormatter:
         self._form = find_form(self._probe_form)
         self._shape = find_shape(self._probe, self._probe_tracked)
         self._finder = SpanFinder(self._shape, controls=self._controls)
-        found = [*self._shape.tails, *(match.group() for match in self._controls.finditer(self._shape.sample))]
-        self.control_markers: tuple[str, ...] = tuple(dict.fromkeys(found))
+        found = [match.group() for match in self._controls.finditer(self._shape.sample)]
+        words = [tail for tail in self._shape.tails if self._controls.search(tail) is None]
+        self.control_markers: tuple[str, ...] = tuple(dict.fromkeys([*found, *words]))
         self.num_renders = 0
         if not self._shape.tails:
             logger.warning("%s: writes nothing where an assistant turn ends, so no end of turn is trained", origin)

@@ -161,6 +161,13 @@ def test_reasoning_is_the_assistants_but_not_the_opener_that_the_prompt_holds() 
     assert pieces(rendered)[0] == ("content", 1, "\n</think>\nYes.")
 
 
+def test_a_header_that_no_prompt_holds_is_the_models_to_write() -> None:
+    """As in Mistral's format, whose answers begin with a space."""
+    source = CHATML.replace("if add_generation_prompt", "if false")
+    rendered = render(source, USER, ANSWER)
+    assert pieces(rendered)[0] == ("content", 1, "<|im_start|>assistant\n Wombats dig. ")
+
+
 def test_an_empty_answer_has_an_empty_span_and_its_end() -> None:
     rendered = render(CHATML, USER, Message("assistant", ""), USER, ANSWER)
     assert pieces(rendered)[:2] == [("content", 1, ""), ("end_of_turn", 1, "<|im_end|>")]
@@ -367,7 +374,8 @@ def test_variables_reach_the_template() -> None:
 
 def test_the_formatter_tells_its_markers_and_where_a_model_stops() -> None:
     formatter = make(CHATML.replace("<|im_end|>\\n", "<|im_end|></s>\\n"))
-    assert formatter.control_markers == ("<|im_end|></s>", "<|im_start|>", "<|im_end|>", "</s>")
+    assert formatter.control_markers == ("<|im_start|>", "<|im_end|>", "</s>")
+    assert make(CHATML.replace("<|im_end|>", "[END]")).control_markers == ("<|im_start|>", "[END]")
     assert formatter.end_of_turn == "</s>"
     assert (formatter.writes_bos, formatter.is_turn_by_turn) == (True, False)
 

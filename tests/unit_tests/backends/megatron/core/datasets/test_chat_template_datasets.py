@@ -11,7 +11,7 @@ from primus.sft.dataset import EncodingOptions
 DEMO_TOKENIZER = Path(__file__).parents[6] / "examples" / "data" / "demo-tokenizer"
 TEMPLATE = """{{ greeting | default('') }}{% for m in messages %}
 {{ '<|im_start|>' + m.role + '\\n' + m.content | trim + '<|im_end|>' }}
-{% endfor %}"""
+{% endfor %}{{ '<|im_start|>assistant\\n' if add_generation_prompt }}"""
 ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": " Hello, Milo. "}]}
 
 
@@ -46,7 +46,7 @@ def test_all_splits_are_rendered_with_the_template(data: Path) -> None:
 
 
 def test_a_second_bos_is_refused(data: Path) -> None:
-    with pytest.raises(ConfigError, match="^sft_add_bos: is on, but the format writes BOS itself"):
+    with pytest.raises(ConfigError, match=r"^sft_add_bos: is on, but the format writes BOS itself"):
         SFTDataset(
             data, DEMO_TOKENIZER, 64, formatter="template", chat_template=data.with_name("t.jinja"), add_bos=True
         )
