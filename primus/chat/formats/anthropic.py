@@ -21,14 +21,13 @@ from primus.chat.formats.notes import Notes
 from primus.chat.formats.openai import messages_field
 from primus.chat.formats.options import SourceOptions
 from primus.chat.formats.ordered_parts import OrderedParts, has_typed_parts
-from primus.chat.formats.tools import read_tools, tool_call
+from primus.chat.formats.tools import is_anthropic_tool, read_tools, tool_call
 from primus.chat.formats.values import optional_string, type_name
 from primus.chat.messages import Conversation, Message
 from primus.errors import ConversationError
 
 _BLOCKS = frozenset({"tool_use", "tool_result", "thinking", "redacted_thinking"})
 _MESSAGE_FIELDS = ("role", "content", "weight", "loss_weight", "train", "trainable", "loss", "loss_mask", "masked")
-_TOOL_FIELDS = ("name", "description", "input_schema", "type")
 
 
 def recognises(row: object, options: SourceOptions) -> bool:
@@ -41,7 +40,7 @@ def recognises(row: object, options: SourceOptions) -> bool:
     tools = row.get("tools")
     return (
         isinstance(row.get("system"), list | tuple)
-        or (isinstance(tools, list | tuple) and any(isinstance(t, Mapping) and "input_schema" in t for t in tools))
+        or (isinstance(tools, list | tuple) and any(map(is_anthropic_tool, tools)))
         or has_typed_parts(row[field], types=_BLOCKS)
     )
 
@@ -53,7 +52,8 @@ def parse(row: Any, origin: str, options: SourceOptions) -> tuple[Conversation, 
         row = {options.messages_fields[0]: row}
     field = messages_field(row, options) or options.messages_fields[0]
     refuse_rejected(row, origin)
-    tools = read_tools({"tools": _openai_tools(row.get("tools"), notes)}, notes)
+    _refuse_server_tools(row.get("tools"), notes)
+    tools = read_tools({"tools": row.get("tools")}, notes)
     messages: list[Message] = []
     for turn, message in enumerate(require_list(row.get(field), field, origin)):
         messages += _read(message, notes, f"{origin}: turn {turn}")
@@ -62,25 +62,15 @@ def parse(row: Any, origin: str, options: SourceOptions) -> tuple[Conversation, 
     return (notes.conversation(messages, tools=tools),)
 
 
-def _openai_tools(tools: object, notes: Notes) -> object:
-    """The same definitions in the form of OpenAI; what is no list of them is left for the next reader to refuse."""
-    if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
-        return tools
-    return [_openai_tool(tool, notes, f"{notes.origin}: tools[{i}]") for i, tool in enumerate(tools)]
-
-
-def _openai_tool(tool: Mapping[str, Any], notes: Notes, place: str) -> Mapping[str, Any]:
-    if tool.get("function") is not None:
-        return tool
-    if not isinstance(tool.get("input_schema"), Mapping) or not isinstance(tool.get("name"), str):
-        raise ConversationError(
-            f"{place}: has no name and input_schema, as a tool of the server has none; drop the row, or write the"
-            " tool's schema",
-            reason="tools",
-        )
-    notes.ignore_others(tool, _TOOL_FIELDS, prefix="tools.")
-    function = {"name": tool["name"], "description": tool.get("description"), "parameters": tool["input_schema"]}
-    return {"type": "function", "function": {key: value for key, value in function.items() if value is not None}}
+def _refuse_server_tools(tools: object, notes: Notes) -> None:
+    """Refuse tools without a schema; what is no list of tools is left for the next reader to refuse."""
+    for i, tool in enumerate(tools if isinstance(tools, list | tuple) else ()):
+        if isinstance(tool, Mapping) and tool.get("function") is None and not is_anthropic_tool(tool):
+            raise ConversationError(
+                f"{notes.origin}: tools[{i}]: has no input_schema, as a tool of the server has none; drop the row, or"
+                " write the tool's schema",
+                reason="tools",
+            )
 
 
 def _system(system: object, notes: Notes) -> str | None:

@@ -23,7 +23,7 @@ def read_tools(row: Mapping[str, Any], notes: Notes, *, wrap: bool = False) -> t
         wrap: Whether a bare function definition among `tools` gets its wrapper, too.
 
     Returns:
-        Each definition as canonical JSON.
+        Each definition as canonical JSON; those with an `input_schema`, as Anthropic has it, in the form of OpenAI.
 
     Raises:
         ConversationError: If it is not a list of objects, nor JSON of one.
@@ -38,14 +38,33 @@ def read_tools(row: Mapping[str, Any], notes: Notes, *, wrap: bool = False) -> t
         raise ConversationError(
             f"{notes.origin}: {name} is not a list of tool definitions (objects); repair the row", reason="tools"
         )
+    tools = [
+        _from_anthropic(tool, notes, f"{notes.origin}: {name}[{i}]") if is_anthropic_tool(tool) else tool
+        for i, tool in enumerate(tools)
+    ]
     definitions = [
-        {"type": "function", "function": tool} if name == "functions" or (wrap and _is_bare(tool)) else tool
+        {"type": "function", "function": tool}
+        if (name == "functions" and tool.get("function") is None) or (wrap and _is_bare(tool))
+        else tool
         for tool in tools
     ]
     texts = tuple(canonical_json(definition, f"{notes.origin}: {name}") for definition in definitions)
     for definition in definitions:
         _remember_parameters(definition, notes)
     return texts
+
+
+def is_anthropic_tool(tool: object) -> bool:
+    """Whether a definition has its schema where Anthropic has it."""
+    return isinstance(tool, Mapping) and isinstance(tool.get("input_schema"), Mapping) and tool.get("function") is None
+
+
+def _from_anthropic(tool: Mapping[str, Any], notes: Notes, place: str) -> Mapping[str, Any]:
+    if not isinstance(tool.get("name"), str):
+        raise ConversationError(f"{place}: has an input_schema and no name; repair the row", reason="tools")
+    notes.ignore_others(tool, ("name", "description", "input_schema", "type"), prefix="tools.")
+    function = {"name": tool["name"], "description": tool.get("description"), "parameters": tool["input_schema"]}
+    return {"type": "function", "function": {key: value for key, value in function.items() if value is not None}}
 
 
 def _is_bare(tool: Mapping[str, Any]) -> bool:

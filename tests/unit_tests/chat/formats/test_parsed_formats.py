@@ -118,7 +118,9 @@ def test_tools_become_openai_functions() -> None:
     assert read({**seeds.SHAREGPT, "tools": json.dumps([seeds.WEATHER])}).tools == (wrapped,)
     assert read({**seeds.LLAMAFACTORY, "tools": json.dumps([seeds.WEATHER])}).tools == (wrapped,)
     function = {"name": "weather", "description": "d", "parameters": seeds.WEATHER["parameters"]}
-    assert read(seeds.ANTHROPIC).tools == (json.dumps({"type": "function", "function": function}),)
+    as_openai = json.dumps({"type": "function", "function": function})
+    assert read(seeds.ANTHROPIC).tools == (as_openai,)
+    assert read({"messages": seeds.BARE, "tools": seeds.ANTHROPIC["tools"]}, format="openai").tools == (as_openai,)
 
 
 def test_a_tree_becomes_all_its_branches_or_the_best() -> None:
