@@ -2,6 +2,7 @@
 """One message of a list of messages, in the words of any source."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,9 @@ def read_message(message: object, notes: Notes, place: str, *, dialect: Dialect 
             f"{place}: is a {type_name(message)}, not an object with role and content; repair the row",
             reason="not_an_object",
         )
+    if dialect is OPENAI and _is_plain(message, notes):
+        with suppress(ConversationError):
+            return Message(role=message["role"], content=message["content"])
     name = read_role_name(message, dialect, place)
     role = role_of(name, notes, dialect)
     if role is not None:
@@ -82,6 +86,13 @@ def read_message(message: object, notes: Notes, place: str, *, dialect: Dialect 
         if str(exc).startswith(place):
             raise
         raise ConversationError(f"{place}: {exc}", reason=exc.reason) from exc
+
+
+def _is_plain(message: Mapping[str, Any], notes: Notes) -> bool:
+    """Whether a message is a role of the four and a text, and nothing else."""
+    role, content = message.get("role"), message.get("content")
+    is_of_two = len(message) == 2 and type(role) is str and type(content) is str
+    return is_of_two and role in ROLES and role not in notes.options.roles
 
 
 def _message(message: Mapping[str, Any], role: str, notes: Notes, place: str, dialect: Dialect) -> Message:
