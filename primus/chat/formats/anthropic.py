@@ -11,7 +11,6 @@ from primus.chat.formats.message_reading import (
     OPENAI,
     read_role_name,
     read_text_part,
-    read_weight,
     refuse_rejected,
     require_list,
     role_of,
@@ -23,6 +22,7 @@ from primus.chat.formats.options import SourceOptions
 from primus.chat.formats.ordered_parts import OrderedParts, has_typed_parts
 from primus.chat.formats.tools import is_anthropic_tool, read_tools, tool_call
 from primus.chat.formats.values import optional_string, type_name
+from primus.chat.formats.weights import read_weight
 from primus.chat.messages import Conversation, Message
 from primus.errors import ConversationError
 

@@ -10,7 +10,6 @@ from typing import Any
 from primus.chat.formats.message_reading import (
     OPENAI,
     read_role_name,
-    read_weight,
     require_list,
     role_of,
 )
@@ -20,6 +19,7 @@ from primus.chat.formats.options import SourceOptions
 from primus.chat.formats.ordered_parts import OrderedParts, has_typed_parts
 from primus.chat.formats.tools import calls_of_text, read_tools
 from primus.chat.formats.values import only_field, optional_string, type_name
+from primus.chat.formats.weights import read_weight
 from primus.chat.messages import Conversation, Message
 from primus.errors import ConversationError
 

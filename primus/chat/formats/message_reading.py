@@ -10,16 +10,14 @@ from primus.chat.formats.notes import Notes
 from primus.chat.formats.options import FUNCTION_CALL
 from primus.chat.formats.tools import calls_of_text, read_tool_calls
 from primus.chat.formats.values import canonical_json, only_field, optional_string, type_name
+from primus.chat.formats.weights import WEIGHT_FIELDS, read_weight
 from primus.chat.messages import ROLES, Message
 from primus.errors import ConversationError
 
 TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 _REASONING = ("reasoning_content", "reasoning", "thinking")
-_NUMBERS = ("weight", "loss_weight")
-_SWITCHES = ("train", "trainable", "loss", "loss_mask")
-_FLAGS = (*_NUMBERS, *_SWITCHES, "masked", "mask", "train_detail")
 _FIELDS = frozenset(
-    {"tool_calls", "tool_call_id", "name", "function_call", "refusal", "input_start", *_REASONING, *_FLAGS}
+    {"tool_calls", "tool_call_id", "name", "function_call", "refusal", "input_start", *_REASONING, *WEIGHT_FIELDS}
 )
 
 
@@ -254,47 +252,6 @@ def read_reasoning(message: Mapping[str, Any], place: str) -> str | None:
             reason="reasoning",
         )
     return texts.pop() if texts else None
-
-
-def read_weight(message: Mapping[str, Any], place: str) -> float | None:
-    """The weight of a message's loss, under any of the names for it.
-
-    Args:
-        message: The message: `weight` and `loss_weight` are numbers; `train`, `trainable`, `loss` and `loss_mask` are
-            booleans or numbers; `masked` is a boolean that says the opposite.
-        place: What an error begins with.
-
-    Returns:
-        The weight, or None if nothing is said.
-
-    Raises:
-        ConversationError: If it is not of that type, two fields differ, or the field does not say what it means.
-    """
-    if message.keys().isdisjoint(_FLAGS):
-        return None
-    weights: dict[str, float] = {}
-    for name in _FLAGS:
-        value = message.get(name)
-        if value is not None:
-            weights[name] = _weight(name, value, place)
-    if len(set(weights.values())) > 1:
-        found = ", ".join(f"{name} {message[name]}" for name in sorted(weights))
-        raise ConversationError(f"{place}: says different things about its weight ({found}); keep one", reason="weight")
-    return next(iter(weights.values()), None)
-
-
-def _weight(name: str, value: object, place: str) -> float:
-    if name in ("mask", "train_detail"):
-        why = "does not say whether 1 means trained" if name == "mask" else "trains parts of a message"
-        raise ConversationError(f"{place}: {name} {why}; write weight 0 or 1 instead", reason="weight")
-    if isinstance(value, bool):
-        if name not in _NUMBERS:
-            return float(value) if name != "masked" else float(not value)
-    elif name != "masked" and isinstance(value, int | float) and -1e38 < value < 1e38:
-        # A weight is a float32 later, which holds no larger number.
-        return float(value)
-    kind = "boolean" if name == "masked" else "number"
-    raise ConversationError(f"{place}: {name} is {value!r:.40}, not a {kind}; write 0 or 1", reason="weight")
 
 
 def _input_start(message: Mapping[str, Any], place: str) -> int | None:
