@@ -49,6 +49,17 @@ INLINE_RESULTS = """{%- for m in messages -%}
 {%- if add_generation_prompt and messages[-1].role == 'user' %}{{ '<|im_start|>' }}{% endif -%}"""
 
 
+# The same, going through the answers by number, so that only their origin tells them from the assistant's words.
+COUNTED_RESULTS = INLINE_RESULTS.replace(
+    "{%- for other in messages[loop.index:] -%}",
+    "{%- for k in range(loop.index, messages | length) -%}{%- set other = messages[k] -%}",
+)
+# A call that nobody answers yet ends with what opens an answer.
+OPEN_CALL = COUNTED_RESULTS.replace(
+    "{{ m.content }}", "{%- if m.tool_calls and loop.last %}{{ '<|tool|>' }}{% endif -%}{{ m.content }}"
+)
+
+
 def make(source: str, **options: Any) -> TemplateFormatter:
     return TemplateFormatter(
         source, control_tokens=CONTROLS, special_tokens={"bos_token": "<s>", "eos_token": "</s>"}, **options
@@ -230,18 +241,39 @@ def test_bare_tool_definitions_get_the_form_that_templates_expect() -> None:
     assert make(source).render(with_tools).text.startswith("add<|im_start|>")
 
 
-def test_a_tool_answer_inside_an_assistant_turn_is_nobodys_target() -> None:
-    rendered = render(INLINE_RESULTS, USER, CALLING, RESULT, ANSWER)
+@pytest.mark.parametrize("source", [INLINE_RESULTS, COUNTED_RESULTS, OPEN_CALL], ids=["marked", "counted", "open"])
+@pytest.mark.parametrize("answers", [["Two holes"], [""], [" "], ["Two holes", "One"], ["", "One"]])
+def test_a_tool_answer_inside_an_assistant_turn_is_nobodys_target(source: str, answers: list[str]) -> None:
+    tools = [Message("tool", answer, tool_call_id="callid001", name="look") for answer in answers]
+    rendered = render(source, USER, CALLING, *tools, ANSWER)
     call = '<call>look:{"place": "a \\"burrow\\"", "deep": true, "n": 3}<call_end>'
-    assert "<|tool|>look=Two holes<end>" in rendered.text
-    assert pieces(rendered) == [("content", 1, call), ("content", 3, " Wombats dig. "), ("end_of_turn", 3, "</s>")]
+    assert all(f"<|tool|>look={answer}<end>" in rendered.text for answer in answers)
+    last = 2 + len(answers)
+    assert pieces(rendered) == [
+        ("content", 1, call),
+        ("content", last, " Wombats dig. "),
+        ("end_of_turn", last, "</s>"),
+    ]
 
 
-def test_an_empty_tool_answer_inside_an_assistant_turn_is_none_either() -> None:
-    rendered = render(INLINE_RESULTS, USER, CALLING, Message("tool", "", tool_call_id="callid001"), ANSWER)
-    assert "<|tool|>look=<end>" in rendered.text
-    [call] = [text for _, turn, text in pieces(rendered) if turn == 1]
-    assert call.endswith("<call_end>")
+def test_what_opens_an_answer_is_not_the_assistants_either() -> None:
+    rendered = render(OPEN_CALL, USER, CALLING)
+    assert rendered.text.endswith("<call_end><|tool|>")
+    assert [text[-10:] for _, _, text in pieces(rendered)] == ["<call_end>"]
+
+
+def test_words_that_stand_only_before_the_first_answer_are_nobodys_for_certain() -> None:
+    words = "{%- if m.tool_calls -%}{{ '<results>' if not loop.last }}"
+    source = COUNTED_RESULTS.replace("{%- if m.tool_calls -%}", words)
+    assert source != COUNTED_RESULTS
+    assert refusal(source, USER, CALLING, RESULT, ANSWER).reason == "template_spans"
+
+
+def test_an_answer_behind_the_words_of_another_in_its_turn_is_told_from_them() -> None:
+    source = (
+        "{% for m in messages if m.role != 'user' %}{{ messages[loop.index0 * 2].content + m.content }}{% endfor %}"
+    )
+    assert pieces(render(source, USER, ANSWER)) == [("content", 1, " Wombats dig. ")]
 
 
 def test_an_echo_in_another_turn_is_not_trained() -> None:
@@ -381,8 +413,8 @@ def test_the_formatter_tells_its_markers_and_where_a_model_stops() -> None:
 
 
 def test_a_template_without_an_end_of_turn_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
-    rendered = render(CHATML.replace("<|im_end|>\\n", ""), USER, ANSWER)
-    assert [span.kind for span in rendered.spans] == ["content"]
+    rendered = render(CHATML.replace("<|im_end|>\\n", "\\n"), USER, Message("assistant", "Wombats dig."))
+    assert pieces(rendered) == [("content", 1, "Wombats dig.")]
     assert "writes nothing where an assistant turn ends" in caplog.text
 
 
