@@ -4,7 +4,6 @@
 T: tokens of a conversation. K: its token spans.
 """
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -241,7 +240,7 @@ class Prover:
 
     def _given_back(self, text: str, rendered: RenderedConversation, start: int) -> tuple[str, str]:
         """What the tokenizer gives back of a text by itself, and behind the control token in front of it."""
-        in_front = rendered.markers[: bisect_left(rendered.markers, (start, start))][-1:]
+        in_front = rendered.markers_before(start)[-1:]
         behind = "".join(rendered.text[slice(*marker)] for marker in in_front)
         return self._tokenizer.given_back(text), self._tokenizer.given_back(text, behind=behind)
 
@@ -310,19 +309,20 @@ class Prover:
                 continue
             asked.add(span.turn)
             if formatter.is_turn_by_turn:
-                prompt = rendered.before(span.start)
+                text, markers = rendered.text[: span.start], rendered.markers_before(span.start)
             else:
                 prompt = formatter.render_prompt(trace.conversation, span.turn)
-            if rendered.text[: span.start] != prompt.text:
-                same = _common_prefix(rendered.text, prompt.text)
+                text, markers = prompt.text, prompt.markers
+            if rendered.text[: span.start] != text:
+                same = _common_prefix(rendered.text, text)
                 yield (
-                    f"turn {span.turn}: a server's prompt reads {_short(prompt.text[same:])} where the training"
+                    f"turn {span.turn}: a server's prompt reads {_short(text[same:])} where the training"
                     f" sequence reads {_short(rendered.text[same : span.start])} (character {same}); the format writes"
                     " earlier turns another way than the last ones, so set sft_supervise_turns: last, or use another"
                     " template"
                 )
                 continue
-            where = self._first_difference(trace, prompt, first, front)
+            where = self._first_difference(trace, text, markers, first, front)
             if where is not None:
                 yield (
                     f"turn {span.turn}: the tokens of a server's prompt differ from the training sequence from token"
@@ -330,19 +330,24 @@ class Prover:
                 )
 
     def _first_difference(
-        self, trace: TracedConversation, prompt: RenderedConversation, first: int, front: Sequence[int]
+        self,
+        trace: TracedConversation,
+        text: str,
+        markers: Sequence[tuple[int, int]],
+        first: int,
+        front: Sequence[int],
     ) -> int | None:
         """The first token in which a prompt differs from the tokens before `first`, or None."""
         tokens_T = trace.encoded.tokens_T
-        marker = prompt.markers[-1] if prompt.markers else None
-        word = prompt.text[slice(*marker)] if marker else ""
+        marker = markers[-1] if markers else None
+        word = text[slice(*marker)] if marker else ""
         if marker and trace.encoded.num_splits == 0 and self._tokenizer.cuts_cleanly(word):
             # Up to its last control token a prompt has the tokens of every text that goes on from there.
             at = int(np.searchsorted(trace.offsets_T2[:first, 0], marker[0]))
-            tail = self._tail(prompt.text[marker[0] :], len(word))
+            tail = self._tail(text[marker[0] :], len(word))
             actual = tokens_T[at + 1 : first].tolist()
             return None if actual == tail else at + 1 + _common_prefix(actual, tail)
-        ids = [*front, *self._tokenizer.encode(prompt.text, markers=prompt.markers).ids_T.tolist()]
+        ids = [*front, *self._tokenizer.encode(text, markers=markers).ids_T.tolist()]
         actual = tokens_T[:first].tolist()
         return None if actual == ids else _common_prefix(actual, ids)
 

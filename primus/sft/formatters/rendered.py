@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a formatter gives: the training text, and what in it is what."""
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -64,6 +64,10 @@ class RenderedConversation:
     markers: tuple[tuple[int, int], ...]
     turns: tuple[TurnSpan, ...] = ()
 
+    def markers_before(self, end: int) -> tuple[tuple[int, int], ...]:
+        """The markers in front of a character."""
+        return self.markers[: bisect_left(self.markers, (end, end))]
+
     def before(self, end: int) -> "RenderedConversation":
         """The text in front of a character, with its markers and turns, and no spans.
 
@@ -73,11 +77,10 @@ class RenderedConversation:
         Returns:
             The beginning of this text.
         """
-        markers = self.markers[: bisect_right(self.markers, (end, -1))]
         turns = self.turns[: bisect_left(self.turns, end, key=lambda piece: piece.start)]
         if turns and turns[-1].end > end:
             turns = (*turns[:-1], replace(turns[-1], end=end))
-        return RenderedConversation(self.text[:end], spans=(), markers=markers, turns=turns)
+        return RenderedConversation(self.text[:end], spans=(), markers=self.markers_before(end), turns=turns)
 
 
 class ConversationFormatter(Protocol):
