@@ -274,6 +274,8 @@ def test_an_answer_behind_the_words_of_another_in_its_turn_is_told_from_them() -
         "{% for m in messages if m.role != 'user' %}{{ messages[loop.index0 * 2].content + m.content }}{% endfor %}"
     )
     assert pieces(render(source, USER, ANSWER)) == [("content", 1, " Wombats dig. ")]
+    source = source.replace("content + m", "content + '[/INST]' + m")
+    assert refusal(source, USER, ANSWER).reason == "template_spans"
 
 
 def test_an_echo_in_another_turn_is_not_trained() -> None:
