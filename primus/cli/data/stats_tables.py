@@ -184,8 +184,9 @@ def _sequence_lengths(report: StatsReport) -> Table:
         cells = (
             f"{'* ' if is_own else ''}{weighed.seq_length:,}", f"{weighed.num_overlong:,}",
             f"{weighed.right_lost_turns:,}", percent(weighed.right_lost_target_share),
-            f"{weighed.drop_lost_turns:,}", percent(weighed.drop_lost_target_share), percent(weighed.padding_share),
-            f"{weighed.packed_sequences:,}", percent(weighed.packed_padding_share),
+            f"{weighed.drop_lost_turns:,}", percent(weighed.drop_lost_target_share),
+            percent(weighed.padding_share) if weighed.num_sequences else "-", f"{weighed.packed_sequences:,}",
+            percent(weighed.packed_padding_share) if weighed.num_sequences else "-",
         )  # fmt: skip
         table.add_row(*cells, style="bold" if is_own else None)
     return table
@@ -234,10 +235,13 @@ def _groups(report: StatsReport, copies: Copies) -> Iterator[Text]:
 
 
 def _near(report: StatsReport, near: NearDuplicates) -> Iterator[Text]:
-    yield Text(
-        f"Near duplicates: {_count(near.num_clusters, 'cluster')} of {_count(near.num_in_clusters, 'conversation')};"
-        f" {near.num_removable:,} would go if one of each stayed"
-    )
+    if not near.num_clusters:
+        yield Text(f"Near duplicates: none among {_count(near.num_compared, 'different conversation')}")
+    else:
+        yield Text(
+            f"Near duplicates: {_count(near.num_clusters, 'cluster')} of"
+            f" {_count(near.num_in_clusters, 'conversation')}; {near.num_removable:,} would go if one of each stayed"
+        )
     for cluster in near.clusters[:3]:
         yield Text(f"  {cluster.size:,} alike: {_places(report, cluster.origins, cluster.size, most=3)}")
     yield Text(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each candidate sequence length would cut, pad and pack."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from primus.sft.stats.packing_estimate import best_fit_decreasing
 
 SMALLEST_DEFAULT = 1024
 _NUM_POINTS = 120
+_FEW_BINS = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,12 +141,12 @@ def coverage(lengths: LengthCounts, *, num_points: int = _NUM_POINTS) -> list[tu
     return [(int(p), float(h), float(k)) for p, h, k in zip(points, held, kept, strict=True)]
 
 
-def histogram(counts: Mapping[int, int], *, bins_per_octave: int = 4) -> list[tuple[int, int, int]]:
+def histogram(counts: Mapping[int, int], *, bins_per_octave: int | None = None) -> list[tuple[int, int, int]]:
     """Counts in bins of even width in their logarithm.
 
     Args:
         counts: How often each number occurred; numbers below 1 stand in the first bin.
-        bins_per_octave: Bins from a number to its double.
+        bins_per_octave: Bins from a number to its double; None takes 4, or more where the numbers lie close together.
 
     Returns:
         `[low, high)` and the count of each bin; the bins follow each other without a gap, from the first that is not
@@ -156,6 +158,9 @@ def histogram(counts: Mapping[int, int], *, bins_per_octave: int = 4) -> list[tu
     """
     if not counts:
         return []
+    if bins_per_octave is None:
+        spread = math.log2(max(*counts, 1) / max(min(counts), 1))
+        bins_per_octave = next((bins for bins in (4, 8) if bins * spread >= _FEW_BINS), 16)
     octaves = max(*counts, 1).bit_length()
     edges = np.unique(
         np.ceil(2 ** (np.arange(octaves * bins_per_octave + 1) / bins_per_octave) - 1e-9).astype(np.int64)

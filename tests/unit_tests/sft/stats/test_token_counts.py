@@ -69,7 +69,7 @@ CONVERSATIONS = st.lists(st.tuples(st.sampled_from(["system", "user", "tool", "a
 
 @settings(max_examples=60)
 @given(CONVERSATIONS, st.booleans())
-@example(Conversation((Message("user", "ser"), Message("assistant", "Yes."))), False)  # stands in the header, too
+@example(Conversation((Message("user", "use"), Message("assistant", "Yes."))), False)  # stands in the header, too
 def test_every_token_is_counted_once_and_where_it_stands(conversation: Conversation, add_eos: bool) -> None:
     tokenizer = load_tokenizer(str(TOKENIZER))
     tokens = counted(conversation, tokenizer, add_eos=add_eos)
