@@ -10,5 +10,6 @@ encoding      one conversation through all of the above
 truncation    what happens to a conversation that is too long
 dataset       files -> flat arrays of all conversations of a split, and the ledger
 order         which sequences make up step k
+stats/        what a data set is made of, counted
 preview       what is trained, for people
 """
