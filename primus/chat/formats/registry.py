@@ -23,7 +23,7 @@ from primus.chat.formats import (
     turns,
     xtuner,
 )
-from primus.chat.formats.alpaca import INSTRUCTION_FIELDS, RESPONSE_FIELDS
+from primus.chat.formats.alpaca import INSTRUCTION_FIELDS, RESPONSE_FIELDS, is_messages
 from primus.chat.formats.options import AUTO, SourceOptions
 from primus.chat.formats.values import type_name
 from primus.chat.messages import Conversation
@@ -273,10 +273,12 @@ def _unknown(row: object, options: SourceOptions, origin: str) -> ConversationEr
     fields = f"{', '.join(names[:_MAX_NAMED])}{', ...' if len(names) > _MAX_NAMED else ''}" or "(none)"
     wanted = " or ".join(map(repr, options.messages_fields))
     wanted += f", or {'|'.join(INSTRUCTION_FIELDS)} with {'|'.join(RESPONSE_FIELDS)}"
+    messages = next((name for name, value in row.items() if is_messages(value) and "role" in value[0]), None)
+    hint = "rename the fields, or name the messages with sft_messages_field (--messages-field)"
+    if messages is not None:
+        hint = f"if {messages!r} holds the messages, set sft_messages_field (--messages-field) to it"
     return ConversationError(
-        f"{origin}: the row has the fields {fields}, but a conversation needs {wanted};"
-        " rename the fields, or name the messages with sft_messages_field",
-        reason="fields",
+        f"{origin}: the row has the fields {fields}, but a conversation needs {wanted}; {hint}", reason="fields"
     )
 
 

@@ -6,6 +6,8 @@ import pytest
 from primus.config import load_config
 from tests.unit_tests.config.conftest import RUN, Problems, Write
 
+FORMATS = "openai, messages, chatml, alpaca, template, llama3, qwen, mistral, gemma, phi"
+
 
 @pytest.mark.parametrize(
     ("override", "value"),
@@ -72,13 +74,11 @@ def test_the_type_of_the_key_decides_what_a_value_is(override: str, value: objec
         ("sft_truncation=rigth", "sft_truncation: 'rigth' is not one of error, drop, right; did you mean 'right'?"),
         (
             "sft_conversation_format=openia",
-            "sft_conversation_format: 'openia' is not one of openai, messages, chatml, alpaca, template, llama3, qwen,"
-            " mistral, gemma, phi; did you mean 'openai'?",
+            f"sft_conversation_format: 'openia' is not one of {FORMATS}; did you mean 'openai'?",
         ),
         (
             "sft_conversation_format=sharegpt",
-            "sft_conversation_format: 'sharegpt' is not one of openai, messages, chatml, alpaca, template, llama3, qwen,"
-            " mistral, gemma, phi; choose one of them",
+            f"sft_conversation_format: 'sharegpt' is not one of {FORMATS}; choose one of them",
         ),
         ("stage=dpo", "stage: 'dpo' is not available; only sft is"),
         ("framework=jax", "framework: 'jax' is not available; only megatron is"),

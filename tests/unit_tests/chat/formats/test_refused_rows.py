@@ -133,3 +133,9 @@ def test_a_row_is_refused_with_its_place_and_a_remedy(row: Any, reason: str, mes
 def test_a_format_that_is_named_says_what_a_row_lacks(name: str, row: Any) -> None:
     with pytest.raises(ConversationError, match=r"^a\.jsonl:1: .*(; |use one of)"):
         parse_row(row, "a.jsonl:1", SourceOptions(format=name))
+
+
+def test_a_field_that_looks_like_messages_is_named() -> None:
+    row = {"id": 1, "steps": [{"n": 1}], "traj": [{"role": "user", "content": "q"}]}
+    with pytest.raises(ConversationError, match=r"; if 'traj' holds the messages, set sft_messages_field .* to it$"):
+        parse_row(row, "a.jsonl:1", SourceOptions())
