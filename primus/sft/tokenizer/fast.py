@@ -204,11 +204,20 @@ class FastTokenizer(SFTTokenizer):
         return ids
 
     def _encode_continuation(self, text: str) -> tuple[IntArray, IntArray]:
+        if self._goes_on_as_it_begins and not any(word in text for word in self.control_tokens):
+            return _run(self._official, text)
         area = shield.free_area(text, name=self.name)
         if area not in self._continuations:
             twin = self._shielded(self._spelling(area))
             self._continuations[area] = Tokenizer.from_str(json.dumps(shield.continuing(twin)))
         return _run(self._continuations[area], text)
+
+    @cached_property
+    def _goes_on_as_it_begins(self) -> bool:
+        """Whether nothing is put in front of a text, so that a continuation needs no tokenizer of its own."""
+        steps = {"normalizer": self._official.normalizer, "pre_tokenizer": self._official.pre_tokenizer}
+        pipeline = {name: None if step is None else json.loads(step.__getstate__()) for name, step in steps.items()}
+        return shield.continuing(pipeline) == pipeline
 
     def _are_exactly(self, controls: Sequence[Control], ids_T: IntArray, offsets_T2: IntArray, text: str) -> bool:
         """Whether the control tokens in an encoding are the intended ones."""

@@ -3,6 +3,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
@@ -222,3 +223,28 @@ def test_a_vocabulary_whose_decoder_does_not_give_its_bytes_back_is_decoded_by_t
     tokenizer = FastTokenizer(json.dumps(pipeline), name="t")
     assert tokenizer.bytes_of(np.array([500])) is None
     assert tokenizer.decode_after([], [500]) == tokenizer.decode([500])
+
+
+@settings(max_examples=200)
+@given(
+    text=st.text(max_size=30)
+    | st.lists(st.sampled_from(["<", "|", "im_", "end", " ", "\n", "a", "\u0301"])).map("".join)
+)
+def test_a_continuation_without_control_text_is_what_the_tokenizer_of_continuations_gives(text: str) -> None:
+    tokenizer = _continuing()
+    assert tokenizer._goes_on_as_it_begins
+    short = tokenizer._encode_continuation(text)
+    with mock.patch.object(FastTokenizer, "_goes_on_as_it_begins", new=False):
+        long = tokenizer._encode_continuation(text)
+    assert [part.tolist() for part in short] == [part.tolist() for part in long]
+
+
+@cache
+def _continuing() -> FastTokenizer:
+    return reference(byte_level(normalizer=normalizers.NFC()))
+
+
+def test_a_tokenizer_that_puts_a_space_in_front_of_a_text_has_another_one_for_continuations() -> None:
+    assert not reference(metaspace("first"))._goes_on_as_it_begins
+    assert not reference(metaspace("always"))._goes_on_as_it_begins
+    assert reference(metaspace("never"))._goes_on_as_it_begins
