@@ -39,6 +39,7 @@ class TokenizerVerdict:
         bos_token: Text of BOS; empty if there is none.
         eos_token: Text of EOS; empty if there is none.
         puts_bos: Whether a training sequence begins with a BOS that the format does not write itself.
+        writes_bos: Whether the format writes BOS itself where it wants one.
         markers: The format's markers; True if the tokenizer has a single control token for one.
         ends_with_eos: Whether the marker that ends a turn is the tokenizer's EOS, at which servers stop unasked.
         lost: Probes that do not come back as they are, with what comes back; empty for a lossless tokenizer.
@@ -50,6 +51,7 @@ class TokenizerVerdict:
     bos_token: str
     eos_token: str
     puts_bos: bool
+    writes_bos: bool
     markers: dict[str, bool]
     ends_with_eos: bool
     lost: dict[str, str]
@@ -72,7 +74,8 @@ class TokenizerVerdict:
     def lines(self) -> list[str]:
         """The verdict for people."""
         single = [marker for marker, is_control in self.markers.items() if is_control]
-        bos = f"BOS {_quoted(self.bos_token)}, {'put in front of a sequence' if self.puts_bos else 'not put in front'}"
+        where = "put in front of a sequence" if self.puts_bos else "not put in front of a sequence"
+        bos = f"BOS {_quoted(self.bos_token)}, {'left to the format' if self.writes_bos else where}"
         lines = [
             f"tokenizer {self.name}",
             f"  {self.vocab_size:,} ids; offsets are usable",
@@ -108,6 +111,7 @@ def judge_tokenizer(tokenizer: SFTTokenizer, formatter: ConversationFormatter, *
         bos_token=bos,
         eos_token=tokenizer.eos_token,
         puts_bos=puts_bos,
+        writes_bos=formatter.writes_bos,
         markers={marker: marker in tokenizer.control_tokens for marker in markers},
         ends_with_eos=bool(markers) and tokenizer.control_tokens.get(markers[-1]) == tokenizer.eos_id,
         lost={probe: text for probe, text in given_back.items() if text != PROBES[probe]},

@@ -27,6 +27,7 @@ from primus.sft.workers import map_batches
 WRONG = 1
 _MOST_SHOWN = 5
 _MARKERS = "markers"
+_LEFT_OUT = {"reasoning": "thoughts of the assistant", "context": "a message that is no answer"}
 _PERCENTILES = (50, 90, 99, 100)
 
 _DESCRIPTION = """Prove that a data set trains exactly what its assistants said: each row is parsed, rendered and
@@ -59,6 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     options = parser.parse(arguments)
     set_up_logging(verbose=False)
     allowed = _allowed(options)
+    target = _writable(options.json) if options.json else None
     recipe = build_recipe(options)
     started_s = time.monotonic()
     batches = read_batches(recipe.files, recipe.source)
@@ -73,9 +75,9 @@ def run(arguments: Sequence[str]) -> int:
             progress.advance(proof.num_rows)
     assert report is not None, "a data file without rows is an error"
     print("\n".join(report.lines(duration_s=time.monotonic() - started_s)))
-    if options.json:
-        _write_json(options.json, report.to_dict())
-        print(f"report: {options.json}")
+    if target is not None:
+        _write_json(target, report.to_dict())
+        print(f"report: {target}")
     return WRONG if report.is_wrong else 0
 
 
@@ -96,8 +98,11 @@ class _Report:
     def __init__(self, *, verdict: TokenizerVerdict, allowed: frozenset[str]) -> None:
         self._verdict = verdict
         self._allowed = allowed
-        self._num_rows = self._num_targets = self._num_turns = self._num_splits = 0
+        self._num_rows = self._num_bad_rows = self._num_conversations = 0
+        self._num_targets = self._num_turns = self._num_splits = self._num_lossy = 0
         self._passed: Counter[str] = Counter()
+        self._failed: Counter[str] = Counter()
+        self._left_out: Counter[str] = Counter()
         self._failures: list[Failure] = []
         self._lengths: list[Any] = []
         self._engines: set[str] = set()
@@ -105,6 +110,11 @@ class _Report:
     def add(self, proof: BatchProof) -> None:
         """Add a batch."""
         self._num_rows += proof.num_rows
+        self._num_bad_rows += proof.num_bad_rows
+        self._num_conversations += proof.num_conversations
+        self._num_lossy += proof.num_lossy
+        self._failed.update(proof.failed)
+        self._left_out.update(proof.left_out)
         self._num_targets += proof.num_targets
         self._num_turns += proof.num_turns
         self._num_splits += proof.num_splits
@@ -117,13 +127,15 @@ class _Report:
     def is_wrong(self) -> bool:
         """Whether anything failed that may not."""
         is_marker_missing = bool(self._verdict.problems) and _MARKERS not in self._allowed
-        return is_marker_missing or any(failure.check not in self._allowed for failure in self._failures)
+        is_anything_wrong = any(failure.check not in self._allowed for failure in self._failures)
+        return is_marker_missing or is_anything_wrong or not len(self._lengths_N)
 
     def lines(self, *, duration_s: float) -> list[str]:
         """The report for people."""
         lengths_N, failed = self._lengths_N, self._failed
         rate = f"{self._num_rows / duration_s:,.0f} rows/s" if duration_s else ""
-        lines = [f"{_count(self._num_rows, 'row')} checked in {duration_s:.1f} s ({rate})"]
+        gave = f"{self._num_bad_rows:,} bad, the others gave {_count(self._num_conversations, 'conversation')}"
+        lines = [f"{_count(self._num_rows, 'row')} checked in {duration_s:.1f} s ({rate}); {gave}"]
         for check, meaning in CHECKS.items():
             if self._passed[check] or failed[check]:
                 mark = "ok  " if not failed[check] else "    " if check in self._allowed else "FAIL"
@@ -143,11 +155,28 @@ class _Report:
         lines.append(f"  engine of the ids: {', then '.join(sorted(self._engines, reverse=True))}")
         if self._num_splits:
             lines.append(f"  {_count(self._num_splits, 'token')} cut at the edge of an assistant turn")
+        if self._num_lossy:
+            lines.append(
+                f"  {_count(self._num_lossy, 'piece')} of turns decode to what the tokenizer keeps of them, and no more"
+            )
+        for what, number in sorted(self._left_out.items()):
+            lines.append(f"  {_count(number, 'conversation')} of which the format leaves {_LEFT_OUT[what]} out")
         lines += [f"  {line}" for line in self._shown_problems()]
-        lines.append(
-            "WRONG: do not train on this yet" if self.is_wrong else "proven: exactly what the assistants say is trained"
-        )
+        lines.append(self._last_line())
         return lines
+
+    def _last_line(self) -> str:
+        if not len(self._lengths_N):
+            return "WRONG: there is no conversation to train on"
+        if self.is_wrong:
+            return "WRONG: do not train on this yet"
+        allowed = {check: self._failed[check] for check in CHECKS if self._failed[check]}
+        if allowed:
+            counts = ", ".join(f"{check} {number:,}" for check, number in allowed.items())
+            return f"proven but for what is allowed to fail ({counts}): exactly what the assistants say is trained"
+        if self._num_lossy:
+            return "proven: exactly what the assistants say is trained, as far as the tokenizer keeps it"
+        return "proven: exactly what the assistants say is trained"
 
     def _shown_problems(self) -> list[str]:
         """The first problems of each kind, and how many there are more."""
@@ -169,12 +198,15 @@ class _Report:
         return {
             "is_wrong": self.is_wrong,
             "num_rows": self._num_rows,
-            "num_conversations": len(lengths_N),
+            "num_bad_rows": self._num_bad_rows,
+            "num_conversations": self._num_conversations,
+            "num_tokenized": len(lengths_N),
             "num_tokens": int(lengths_N.sum()),
             "num_targets": self._num_targets,
             "num_trained_turns": self._num_turns,
             "num_splits": self._num_splits,
-            "engines": sorted(self._engines),
+            "num_lossy_pieces": self._num_lossy,
+            "left_out": dict(sorted(self._left_out.items())),
             "max_tokens": int(lengths_N.max(initial=0)),
             "passed": {check: self._passed[check] for check in CHECKS},
             "failed": {check: self._failed[check] for check in CHECKS},
@@ -187,18 +219,23 @@ class _Report:
     def _lengths_N(self) -> Any:
         return np.concatenate(self._lengths) if self._lengths else np.zeros(0, dtype=np.int64)
 
-    @property
-    def _failed(self) -> Counter[str]:
-        """Rows that fail each check, not messages."""
-        return Counter(check for _, check in {(failure.origin, failure.check) for failure in self._failures})
-
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _write_json(path: Path, report: dict[str, Any]) -> None:
+def _writable(path: Path) -> Path:
+    """The path of the report, refused before the work if nothing can be written there."""
+    if path.is_dir():
+        raise ConfigError(f"--json: {path} is a folder; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _write_json(path: Path, report: dict[str, Any]) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    try:
+        part.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -120,6 +120,11 @@ class SFTTokenizer(ABC):
         """Ids and offsets of plain text that goes on from other text: no control tokens, no prefix space."""
 
     @property
+    def unknown_id(self) -> int:
+        """The id of what the vocabulary lacks; -1 if it lacks nothing."""
+        return self.control_tokens.get("<unk>", -1)
+
+    @property
     def engine_name(self) -> str:
         """What makes the ids, for people."""
         return type(self).__name__

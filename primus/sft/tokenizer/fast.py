@@ -95,6 +95,11 @@ class FastTokenizer(SFTTokenizer):
         self.fingerprint = hashlib.blake2b((pipeline + facts).encode(), digest_size=16).hexdigest()
 
     @property
+    def unknown_id(self) -> int:
+        """The id of what the vocabulary lacks."""
+        return self.control_tokens.get(self._unk_token or "", -1)
+
+    @property
     def engine_name(self) -> str:
         """What makes the ids."""
         # The cached property, if it has been asked for.

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from primus.chat import Conversation, Message
+from primus.chat import Conversation, Message, ToolCall
 from primus.chat.conversations import SourceOptions, read_batches
 from primus.sft.dataset import EncodingOptions
 from primus.sft.encoding import TracedConversation
 from primus.sft.formatters import CharSpan, OpenAIMessagesFormatter, RenderedConversation, create_formatter
 from primus.sft.proof import CHECKS, Check, ProofJob, Prover
 from primus.sft.recipe import Encoder, Recipe
-from primus.sft.tokenizer import SFTTokenizer
+from primus.sft.tokenizer import SFTTokenizer, load_tokenizer
 from primus.sft.verdict import PROBES, judge_tokenizer
 from primus.sft.workers import map_batches
 from tests.unit_tests.sft.test_laws import conversations
@@ -91,7 +91,7 @@ def test_a_turn_without_a_trained_end_is_found(chatml_tokenizer: SFTTokenizer) -
         weights = np.where(trace.encoded.is_end_K & (trace.encoded.turns_K == 2), 0, trace.encoded.weights_K)
         return replace(trace, encoded=replace(trace.encoded, weights_K=weights.astype(np.float32)))
 
-    assert broken(prover(chatml_tokenizer), untrain) == {"stop": 1}
+    assert broken(prover(chatml_tokenizer), untrain) == {"stop": 1, "content": 1}  # its weight is another, too
     without = prover(chatml_tokenizer, supervise_end_of_turn=False)
     assert without.prove(GOOD) == []
 
@@ -166,6 +166,139 @@ def test_a_conversation_without_targets_and_one_that_is_too_long_are_found(chatm
     assert prover(chatml_tokenizer, max_seq_length=5, truncation="right").prove(GOOD) == []
 
 
+CALL = ToolCall("add", '{"a": 1}')
+KINDS = {
+    "plain": Message("assistant", "fine"),
+    "with reasoning": Message("assistant", "fine", reasoning="a thought"),
+    "with a call": Message("assistant", "One moment.", tool_calls=(CALL,)),
+    "of a call alone": Message("assistant", "", tool_calls=(CALL,)),
+}
+Spans = Callable[[RenderedConversation], tuple[CharSpan, ...]]
+
+
+def _first(rendered: RenderedConversation, **changes: Any) -> tuple[CharSpan, ...]:
+    return (replace(rendered.spans[0], **changes), *rendered.spans[1:])
+
+
+MUTATIONS: dict[str, Spans] = {
+    "begins in the user's turn": lambda r: _first(r, start=r.text.index("Hi")),
+    "begins in the header": lambda r: _first(r, start=r.spans[0].start - 3),
+    "begins one late": lambda r: _first(r, start=r.spans[0].start + 1),
+    "ends one early": lambda r: _first(r, end=r.spans[0].end - 1),
+    "has no target": lambda r: r.spans[2:],
+    "has another weight": lambda r: _first(r, weight=0.01),
+    "has no weight": lambda r: _first(r, weight=0.0),
+    "all have another weight": lambda r: tuple(replace(span, weight=0.01) for span in r.spans),
+}
+
+
+class Mutated(OpenAIMessagesFormatter):
+    """Says something wrong about what is trained, while its prompts are right."""
+
+    def __init__(self, mutate: Spans) -> None:
+        self._mutate = mutate
+
+    def render(self, conversation: Conversation) -> RenderedConversation:
+        rendered = super().render(conversation)
+        return replace(rendered, spans=self._mutate(rendered))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_mask_that_is_wrong_is_found_whatever_the_answer_consists_of(
+    kind: str, mutation: str, chatml_tokenizer: SFTTokenizer
+) -> None:
+    two = Conversation((Message("user", "Hi"), KINDS[kind], Message("user", "and"), Message("assistant", "bye")))
+    options = EncodingOptions(supervise_end_of_turn=True)
+    for mutate, is_wrong in ((MUTATIONS[mutation], True), ((lambda r: r.spans), False)):
+        encoder = Encoder(chatml_tokenizer, Mutated(mutate), options)
+        assert bool(Prover(encoder, max_seq_length=None).prove(two)) == is_wrong
+
+
+def test_a_turn_of_weight_0_that_is_trained_is_found(chatml_tokenizer: SFTTokenizer) -> None:
+    silent = Message("assistant", "bad", weight=0.0)
+    two = Conversation((Message("user", "Hi"), silent, Message("user", "and"), Message("assistant", "bye")))
+    encoder = Encoder(
+        chatml_tokenizer,
+        Mutated(lambda r: tuple(replace(span, weight=1.0) for span in r.spans)),
+        EncodingOptions(supervise_end_of_turn=True),
+    )
+    problems = [f.message for f in Prover(encoder, max_seq_length=None).prove(two)]
+    assert "turn 1: its content has weight 1, but the data says 0" in problems[0]
+    assert prover(chatml_tokenizer, supervise_turns="last").prove(GOOD) == []
+
+
+TURN = "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+PROMPT = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+
+
+def template_prover(source: str, tokenizer: SFTTokenizer, folder: Path) -> Prover:
+    path = folder / "template.jinja"
+    path.write_text(source)
+    formatter = create_formatter("template", tokenizer=tokenizer, template=path)
+    return Prover(Encoder(tokenizer, formatter, EncodingOptions(supervise_end_of_turn=True)), max_seq_length=None)
+
+
+def test_an_answer_that_a_template_leaves_out_is_found(chatml_tokenizer: SFTTokenizer, tmp_path: Path) -> None:
+    last_only = "{% for m in messages %}{% if m.role != 'assistant' or loop.last %}" + TURN + "{% endif %}{% endfor %}"
+    failures = template_prover(last_only + PROMPT, chatml_tokenizer, tmp_path).prove(GOOD)
+    assert {f.check for f in failures} == {"content"}
+    assert "turn 2: the format writes nothing of this answer" in failures[0].message
+
+
+def test_context_and_thoughts_that_a_template_leaves_out_are_counted(
+    chatml_tokenizer: SFTTokenizer, tmp_path: Path
+) -> None:
+    assistants_only = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}" + TURN + "{% endif %}{% endfor %}" + PROMPT
+    )
+    thinking = {"role": "assistant", "content": "b", "reasoning_content": "hm"}
+    row = {"messages": [{"role": "user", "content": "question"}, thinking]}
+    file = write_rows(tmp_path / "a.jsonl", [row, row])
+    [batch] = read_batches((file,), SourceOptions())
+    proof = template_prover(assistants_only, chatml_tokenizer, tmp_path).prove_batch(batch)
+    assert (proof.failures, proof.left_out) == ((), {"context": 2, "reasoning": 2})
+
+
+def test_a_prompt_that_a_template_refuses_is_a_failure_of_the_row(
+    chatml_tokenizer: SFTTokenizer, tmp_path: Path
+) -> None:
+    first = "{{ '' if messages[0].role == 'user' or messages | length > 1 else raise_exception('say something') }}"
+    source = first + "{% for m in messages %}" + TURN + "{% endfor %}" + PROMPT
+    begins = Conversation((Message("assistant", "Hello"), Message("user", "Hi"), Message("assistant", "So?")))
+    [failure] = template_prover(source, chatml_tokenizer, tmp_path).prove(begins)
+    assert failure.check == "prompt"
+    assert "turn 0: a server can't ask for this turn" in failure.message
+
+
+def test_answers_of_unknown_tokens_are_found(shared_dir: Path) -> None:
+    bert = load_tokenizer(shared_dir / "tokenizers" / "bert-cased" / "tokenizer.json")
+    chinese = Conversation((Message("user", "a"), Message("assistant", "\u4f60\u597d \U0001f44d")))
+    problems = [f.message for f in prover(bert).prove(chinese) if f.check == "content"]
+    assert any("'[UNK]', for characters that the vocabulary lacks" in problem for problem in problems)
+    assert not [f for f in prover(bert).prove(GOOD) if f.check == "content"]
+
+
+def test_rows_and_conversations_are_counted_apart(tmp_path: Path, tokenizer_folder: Path) -> None:
+    tree = {
+        "message_tree_id": "t",
+        "prompt": {
+            "text": "q", "role": "prompter",
+            "replies": [{"text": text, "role": "assistant", "replies": []} for text in ("a", "b", "c")],
+        },
+    }  # fmt: skip
+    turns = [{"conversation_id": "1", "role": role, "content": "x"} for role in ("user", "assistant")]
+    bad = [{"conversation_id": "2", "role": role, "content": "x"} for role in ("user", "user", "user")]
+    file = write_rows(tmp_path / "a.jsonl", [tree, *turns, *bad])
+    recipe = Recipe(files=(file,), source=SourceOptions(), tokenizer=str(tokenizer_folder / "tokenizer.json"))
+    proofs = list(map_batches(ProofJob(recipe), read_batches(recipe.files, recipe.source), num_workers=1))
+    assert sum(proof.num_rows for proof in proofs) == 6
+    assert sum(proof.num_bad_rows for proof in proofs) == 3
+    assert sum(proof.num_conversations for proof in proofs) == 4
+    assert sum(proof.passed["parsed"] + proof.failed["parsed"] for proof in proofs) == 6
+    assert sum(proof.passed["content"] for proof in proofs) == 4
+
+
 def write_rows(path: Path, rows: list[Any]) -> Path:
     path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
     return path
@@ -186,6 +319,7 @@ def test_a_batch_counts_every_row_and_every_check(tmp_path: Path, tokenizer_fold
     checks = {check: 4 for check in CHECKS if check != "length"} | {"targets": 3}
     assert proof.passed == checks
     assert (len(proof.lengths_N), proof.num_turns) == (4, 4)
+    assert (proof.num_bad_rows, proof.num_conversations, proof.failed) == (1, 4, {"parsed": 1, "targets": 1})
     alpaca = Recipe(files=(file,), source=SourceOptions(), tokenizer=recipe.tokenizer, conversation_format="alpaca")
     [proof] = map_batches(ProofJob(alpaca), read_batches(recipe.files, recipe.source), num_workers=1)
     assert [(failure.origin, failure.check) for failure in proof.failures if failure.check == "rendered"] == [

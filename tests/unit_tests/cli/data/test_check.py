@@ -45,7 +45,7 @@ def test_anything_wrong_ends_with_1_and_says_where(tmp_path: Path, capsys: pytes
     assert "... 3 more that fail 'parsed'; --json FILE writes them all" in output
     assert output.endswith(f"WRONG: do not train on this yet\nreport: {report}\n")
     facts = json.loads(report.read_text())
-    assert (facts["is_wrong"], facts["num_rows"], facts["num_conversations"]) == (True, 10, 2)
+    assert (facts["is_wrong"], facts["num_rows"], facts["num_bad_rows"], facts["num_conversations"]) == (True, 10, 8, 2)
     assert (facts["failed"]["parsed"], facts["failed"]["targets"], facts["passed"]["targets"]) == (8, 1, 1)
     assert len(facts["failures"]) == 9
     assert facts["tokenizer"]["lost"] == {}
@@ -54,9 +54,29 @@ def test_anything_wrong_ends_with_1_and_says_where(tmp_path: Path, capsys: pytes
 def test_allowed_checks_are_counted_and_do_no_harm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_rows(tmp_path / "a.jsonl", [GOOD, SILENT])
     assert check(file, "--allow", "targets") == 0
-    assert "1 yes, 1 not: at least one token is trained" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "1 yes, 1 not: at least one token is trained" in output
+    assert output.endswith(
+        "proven but for what is allowed to fail (targets 1): exactly what the assistants say is trained\n"
+    )
     assert check(file, "--allow", "target") == 2
     assert capsys.readouterr().err == "--allow: there is no check 'target'; did you mean targets?\n"
+
+
+def test_nothing_is_proven_where_there_is_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_rows(tmp_path / "a.jsonl", ["x\n"])
+    assert check(file, "--allow", "parsed") == 1
+    assert capsys.readouterr().out.endswith("WRONG: there is no conversation to train on\n")
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_rows(tmp_path / "a.jsonl", [GOOD])
+    assert check(file, "--json", str(tmp_path)) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"--json: {tmp_path} is a folder; name a file\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 def test_a_tokenizer_without_the_markers_is_wrong_unless_allowed(tmp_path: Path) -> None:
