@@ -53,11 +53,13 @@ class Quarantine:
         return self._path.with_name(f"{self._path.name}.{os.getpid()}.part")
 
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
-        self._stack.close()
-        if self._file is None and self._path is not None and exc_type is None:
-            self._path.unlink(missing_ok=True)
-        if self._file is not None and self._path is not None:
-            if exc_type is None:
+        if self._path is None:
+            return
+        try:
+            self._stack.close()
+            if exc_type is None and self._file is not None:
                 self._part.replace(self._path)
-            else:
-                self._part.unlink()
+            elif exc_type is None:
+                self._path.unlink(missing_ok=True)
+        finally:
+            self._part.unlink(missing_ok=True)

@@ -3,18 +3,18 @@
 
 import argparse
 import json
-import os
 import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import get_args
 
 from primus.chat.conversations import read_batches
 from primus.chat.fixups import FixUps
 from primus.cli.data.source_options import add_source_arguments, build_source_options
-from primus.cli.data.target import STDOUT, check_target, open_target
+from primus.cli.data.target import STDOUT, check_target, open_beside, open_target
 from primus.cli.parsing import HELP_WIDTH, CommandParser, positive_int
 from primus.cli.progress import RowProgress
 from primus.errors import ConfigError, DataError
@@ -71,7 +71,9 @@ def _parser() -> CommandParser:
     parser = CommandParser("data convert", description=_DESCRIPTION, examples=_EXAMPLES)
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="files, patterns, folders, hf://owner/name, or - ")
     parser.add_argument("target", metavar="TARGET", help="a .jsonl, .jsonl.gz or .jsonl.zst file, or - for stdout")
-    parser.add_argument("--force", action="store_true", help="replace TARGET if it exists")
+    parser.add_argument(
+        "--force", action="store_true", help="replace TARGET, and the ledger and bad rows beside it, if they exist"
+    )
     parser.add_argument(
         "--bad-rows",
         choices=("error", "quarantine"),
@@ -124,20 +126,25 @@ class _Conversion:
         counts = ConversionCounts()
         problems = _Problems()
         is_quarantined = self._options.bad_rows == "quarantine"
-        with open_target(self._options.target) as out:
-            with Quarantine(self._bad_path) as quarantine:
-                for converted in self._converted():
-                    out.write(converted.text)
-                    counts.add(converted.counts)
-                    for bad in converted.bad_rows:
-                        if is_quarantined:
-                            quarantine.write(bad.row, reason=bad.reason, error=bad.error)
-                        problems.add(bad.error)
-                if problems.first and not is_quarantined:
-                    raise DataError(*problems.lines(counts, target=self._options.target))
-            self._write_ledger(counts)
+        with ExitStack() as files:
+            # The last one gets its name first, and a target that has its name has the others beside it.
+            out = files.enter_context(open_target(self._options.target))
+            ledger = None if self._ledger_path is None else files.enter_context(open_beside(self._ledger_path))
+            quarantine = files.enter_context(Quarantine(self._bad_path))
+            for converted in self._converted():
+                out.write(converted.text)
+                counts.add(converted.counts)
+                for bad in converted.bad_rows:
+                    if is_quarantined:
+                        quarantine.write(bad.row, reason=bad.reason, error=bad.error)
+                    problems.add(bad.error)
             if not counts.ledger.num_conversations:
-                raise DataError(*problems.first[:1], self._nothing_converted(counts))
+                raise DataError(*problems.lines(counts), self._nothing_converted(counts))
+            if problems.first and not is_quarantined:
+                raise DataError(*problems.lines(counts), self._remedy())
+            out.finish()
+            if ledger is not None:
+                self._write_ledger(counts, ledger)
         return counts
 
     def _converted(self) -> Iterator[ConvertedBatch]:
@@ -155,9 +162,7 @@ class _Conversion:
                 yield converted
                 progress.advance(converted.counts.ledger.num_rows, bytes_done=done_bytes + converted.bytes_read)
 
-    def _write_ledger(self, counts: ConversionCounts) -> None:
-        if self._ledger_path is None:
-            return
+    def _write_ledger(self, counts: ConversionCounts, path: Path) -> None:
         not_of_content = {"sources", "target", "force", "workers"}
         chosen = {name: value for name, value in vars(self._options).items() if name not in not_of_content}
         document = {
@@ -166,20 +171,28 @@ class _Conversion:
             "options": {name: str(value) if isinstance(value, Path) else value for name, value in chosen.items()},
             **counts.to_dict(),
         }
-        self._ledger_path.parent.mkdir(parents=True, exist_ok=True)
-        part = self._ledger_path.with_name(f"{self._ledger_path.name}.{os.getpid()}.part")
         # A file name that is not UTF-8 is written as JSON writes what is not text.
-        part.write_text(
+        path.write_text(
             json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace"
         )
-        part.replace(self._ledger_path)
 
     def _nothing_converted(self, counts: ConversionCounts) -> str:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.ledger.outcomes.items()))
-        where = f"see {self._ledger_path}" if self._ledger_path else "name a file as TARGET to see why"
+        found = counts.ledger
+        why = f"none of {found.num_rows:,} rows gave a conversation"
+        for reason, origins in sorted(found.origins.items()):
+            why += f"; {len(origins):,} {reason} ({', '.join(origins[:2])}{', ...' if len(origins) > 2 else ''})"
+        if self._options.target == STDOUT:
+            return f"{STDOUT}: nothing is written, for {why}"
+        return f"{self._options.target}: is not written, nor anything beside it, for {why}"
+
+    def _remedy(self) -> str:
+        """What can be done about bad rows that stop everything."""
+        if self._options.target == STDOUT:
+            hint = "name a file as TARGET to set them aside with --bad-rows quarantine"
+            return f"{STDOUT}: what is written lacks them; {hint}"
         return (
-            f"{self._options.target}: is not written, for none of {counts.ledger.num_rows:,} rows gave a conversation"
-            f" ({reasons}); {where}"
+            f"{self._options.target}: is not written; give --bad-rows quarantine to set bad rows aside and convert the"
+            " rest"
         )
 
     def written_lines(self) -> list[str]:
@@ -207,16 +220,12 @@ class _Problems:
             if len(self.first) < _MAX_LISTED:
                 self.first.append(problem)
 
-    def lines(self, counts: ConversionCounts, *, target: str) -> list[str]:
-        """What an error says."""
+    def lines(self, counts: ConversionCounts) -> list[str]:
+        """The first problems, how many more there are, and what options can do about them."""
         rest = self._count - len(self.first)
         more = [f"... {rest:,} more of {counts.ledger.num_rows:,} rows are bad"] if rest else []
-        more += [hint for reason, hint in _HINTS.items() if counts.ledger.outcomes[f"bad:{reason}"]]
-        if target == STDOUT:
-            hint = "what is written lacks them; name a file as TARGET to set them aside with --bad-rows quarantine"
-        else:
-            hint = "is not written; give --bad-rows quarantine to set bad rows aside and convert the rest"
-        return [*self.first, *more, f"{target}: {hint}"]
+        hints = [hint for reason, hint in _HINTS.items() if counts.ledger.outcomes[f"bad:{reason}"]]
+        return [*self.first, *more, *hints]
 
 
 def _format_lines(counts: ConversionCounts) -> list[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file that a command writes: beside its name until it is whole, and then renamed."""
+"""The files that a command writes: beside their names until they are whole, and then renamed."""
 
 import gzip
 import os
@@ -23,10 +23,11 @@ def check_target(target: str, *, beside: Sequence[Path], sources: Sequence[Path]
         target: The file, or `-` for standard output.
         beside: Files that are written with it.
         sources: Files that are read.
-        force: Whether an existing file may be replaced.
+        force: Whether existing files may be replaced.
 
     Raises:
-        ConfigError: If it has another ending, is one of the sources, exists and may not be replaced, or is a folder.
+        ConfigError: If it has another ending, or one of the files that are written is one of the sources, is a folder,
+            or exists and may not be replaced.
     """
     if target == STDOUT:
         return
@@ -37,16 +38,41 @@ def check_target(target: str, *, beside: Sequence[Path], sources: Sequence[Path]
         )
     if path.is_dir():
         raise ConfigError(f"{target}: is a folder; name a file in it")
+    for folder in (other for other in beside if other.is_dir()):
+        raise ConfigError(f"{folder}: is a folder, and a file is written there; give the target another name")
     read = {source.resolve() for source in sources if str(source) != STDIN}
     for written in (path, *beside):
         if written.resolve() in read:
             raise ConfigError(f"{written}: is read and would be overwritten; give the target another name")
-    if path.exists() and not force:
-        raise ConfigError(f"{target}: exists; give --force to replace it, or another name")
+    existing = [str(written) for written in (path, *beside) if written.exists()]
+    if existing and not force:
+        them, verb = ("it", "exists") if len(existing) == 1 else ("them", "exist")
+        raise ConfigError(f"{', '.join(existing)}: {verb}; give --force to replace {them}, or the target another name")
+
+
+class Target:
+    """The file that is written.
+
+    Args:
+        file: Takes the bytes.
+        stack: What is closed when all of them are written.
+    """
+
+    def __init__(self, file: IO[bytes], stack: ExitStack) -> None:
+        self._file = file
+        self._stack = stack
+
+    def write(self, content: bytes) -> None:
+        """Write what follows."""
+        self._file.write(content)
+
+    def finish(self) -> None:
+        """Write the end of it, so that a full disk is noticed before any file has its name."""
+        self._stack.close()
 
 
 @contextmanager
-def open_target(target: str) -> Iterator[IO[bytes]]:
+def open_target(target: str) -> Iterator[Target]:
     """Open a target to be written; nothing stands under its name unless all of it was written.
 
     Args:
@@ -56,15 +82,29 @@ def open_target(target: str) -> Iterator[IO[bytes]]:
         The file.
     """
     if target == STDOUT:
-        yield sys.stdout.buffer
+        yield Target(sys.stdout.buffer, ExitStack())
         sys.stdout.buffer.flush()
         return
     path = Path(target)
+    with open_beside(path) as part, ExitStack() as stack:
+        file = stack.enter_context(part.open("wb"))
+        yield Target(_compressed(stack, file, suffix=path.suffix.lower()), stack)
+
+
+@contextmanager
+def open_beside(path: Path) -> Iterator[Path]:
+    """A name beside a file's own, to write it there.
+
+    Args:
+        path: The file; what is written gets this name when the block ends, and is removed when it fails.
+
+    Yields:
+        The name to write to.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with ExitStack() as stack:
-            yield _compressed(stack, stack.enter_context(part.open("wb")), suffix=path.suffix.lower())
+        yield part
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)

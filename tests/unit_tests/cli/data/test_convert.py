@@ -55,6 +55,10 @@ def write(path: Path, rows: Sequence[Any], *, more: bytes = b"") -> Path:
     return path
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def refuse(*arguments: object) -> list[str]:
     with pytest.raises(PrimusError) as refused:
         convert.run([str(argument) for argument in arguments])
@@ -302,39 +306,91 @@ def test_a_bad_row_is_an_error_and_nothing_is_written(tmp_path: Path) -> None:
 def test_an_error_leaves_what_an_earlier_run_wrote(tmp_path: Path) -> None:
     source, target = write(tmp_path / "in.jsonl", [OPENAI]), tmp_path / "out.jsonl"
     run(source, target)
-    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path != source}
     write(source, [OPENAI, BAD])
+    before = contents(tmp_path)
     refuse(source, target, "--force")
-    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path != source} == before
+    assert contents(tmp_path) == before
 
 
 def test_unknown_roles_and_fields_come_with_the_option_that_names_them(tmp_path: Path) -> None:
     rows = [{"messages": [{"role": "client", "content": "Hi"}, {"role": "assistant", "content": "a"}]}, {"dialog": []}]
-    problems = refuse(write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")
-    assert problems[2].startswith("other names of roles are given with --roles, such as --roles client=user")
-    assert problems[3] == "fields with other names are given with --messages-field, or with --column-map"
+    source, target = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    in_part = write(tmp_path / "part.jsonl", [*rows, OPENAI])
+    for arguments in ([source, target, "--bad-rows", "quarantine"], [source, target], [in_part, target], [source, "-"]):
+        problems = refuse(*arguments)
+        assert problems[2].startswith("other names of roles are given with --roles, such as --roles client=user")
+        assert problems[3] == "fields with other names are given with --messages-field, or with --column-map"
+        assert len(problems) == 5
 
 
-def test_when_no_row_gives_a_conversation_there_is_a_ledger_and_no_target(tmp_path: Path) -> None:
-    source, target = write(tmp_path / "in.jsonl", [BAD, BAD]), tmp_path / "out.jsonl"
-    first, summary = refuse(source, target, "--bad-rows", "quarantine")
-    assert first.startswith(f"{source}:1: none of the 1 messages")
+def test_when_no_row_gives_a_conversation_nothing_is_written(tmp_path: Path) -> None:
+    source, target = write(tmp_path / "in.jsonl", [BAD, GREETING, BAD, BAD]), tmp_path / "out.jsonl"
+    options = ["--bad-rows", "quarantine", "--drop-leading-assistant"]
+    *listed, summary = refuse(source, target, *options)
+    assert [problem.partition(": none of the 1 messages")[0] for problem in listed] == [
+        f"{source}:{line}" for line in (1, 3, 4)
+    ]
     assert summary == (
-        f"{target}: is not written, for none of 2 rows gave a conversation (2 bad:no_assistant);"
-        f" see {target}.ledger.json"
+        f"{target}: is not written, nor anything beside it, for none of 4 rows gave a conversation;"
+        f" 3 bad:no_assistant ({source}:1, {source}:3, ...); 1 nothing_left ({source}:2)"
     )
-    assert not target.exists()
-    assert ledger(target)["origins"] == {"bad:no_assistant": [f"{source}:1", f"{source}:2"]}
-    assert len(list(read_rows(f"{target}.bad.jsonl"))) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_a_run_that_gives_nothing_leaves_what_an_earlier_one_wrote(tmp_path: Path) -> None:
+    source, target = write(tmp_path / "in.jsonl", [OPENAI, BAD]), tmp_path / "out.jsonl"
+    run(source, target, "--bad-rows", "quarantine")
+    write(source, [BAD, BAD])
+    before = contents(tmp_path)
+    assert len(before) == 4
+    refuse(source, target, "--force", "--bad-rows", "quarantine")
+    assert contents(tmp_path) == before
+
+
+def test_a_full_disk_leaves_what_an_earlier_run_wrote(tmp_path: Path) -> None:
+    source, target = write(tmp_path / "in.jsonl", [ALPACA, BAD]), tmp_path / "out.jsonl.gz"
+    run(source, target, "--bad-rows", "quarantine")
+    write(source, [SHAREGPT, {"x": 1}])
+    before = contents(tmp_path)
+    # The only thing to be written is what compression holds back until the end: the size of files is limited below it.
+    limited = f"ulimit -f 0; trap '' XFSZ; exec {sys.executable} -m primus data convert {source} {target} --force"
+    done = subprocess.run(
+        ["bash", "-c", f"{limited} --bad-rows quarantine"],
+        capture_output=True, check=False, timeout=100, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert b"File too large" in done.stderr
+    assert contents(tmp_path) == before
 
 
 def test_an_existing_target_is_replaced_only_by_force(tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", [OPENAI])
     target = write(tmp_path / "out.jsonl", [BAD])
-    assert refuse(source, target) == [f"{target}: exists; give --force to replace it, or another name"]
+    assert refuse(source, target) == [f"{target}: exists; give --force to replace it, or the target another name"]
     assert target.read_bytes() == json.dumps(BAD).encode() + b"\n"
     run(source, target, "--force")
     assert [row.value for row in read_rows(target)] == [OPENAI]
+    assert refuse(source, target) == [
+        f"{target}, {target}.ledger.json: exist; give --force to replace them, or the target another name"
+    ]
+
+
+@pytest.mark.parametrize("name", ["out.jsonl.bad.jsonl", "out.jsonl.ledger.json"])
+@pytest.mark.parametrize("content", [[OPENAI], [BAD]])
+def test_files_beside_a_target_are_replaced_only_by_force(name: str, content: list[Any], tmp_path: Path) -> None:
+    source, target = write(tmp_path / "in.jsonl", content), tmp_path / "out.jsonl"
+    other = write(tmp_path / name, [{"repaired": True}])
+    before = contents(tmp_path)
+    assert refuse(source, target, "--bad-rows", "quarantine") == [
+        f"{other}: exists; give --force to replace it, or the target another name"
+    ]
+    missing = tmp_path / "missing.jsonl"
+    assert "exists" in refuse(missing, target)[0], "before anything is read"
+    assert contents(tmp_path) == before
+    other.unlink()
+    other.mkdir()
+    (problem,) = refuse(source, target, "--force")
+    assert problem == f"{other}: is a folder, and a file is written there; give the target another name"
 
 
 @pytest.mark.parametrize("name", ["in.jsonl", "../{folder}/in.jsonl", "link.jsonl", "in"])
