@@ -140,14 +140,27 @@ class Conversation:
 
     @property
     def content_hash(self) -> str:
-        """128 bits that are equal for equal conversations, wherever they came from.
+        """128 bits that are equal for equal conversations, wherever they came from."""
+        return self._hash(len(self.messages))
 
-        Splits go by it: two copies of a conversation can't land on different sides of a train/validation split.
+    @property
+    def opening_hash(self) -> str:
+        """128 bits that are equal for conversations with the same tools and the same messages up to the first question.
+
+        Splits go by it: conversations that go on from one question, such as the branches of a tree, or a conversation
+        and its beginning, can't land on different sides of a train/validation split. The first question is the first
+        user message, or where there is none the first message that is not a system message.
         """
+        roles = [message.role for message in self.messages]
+        if "user" in roles:
+            return self._hash(roles.index("user") + 1)
+        return self._hash(next(i for i, role in enumerate(roles, start=1) if role != "system"))
+
+    def _hash(self, num_messages: int) -> str:
         facts: list[Any] = [list(self.tools)]
         # Tools bring a system turn along, so an empty one in front of them changes nothing.
         skipped = 1 if self.tools and self.messages[0] == Message("system", "") else 0
-        for m in self.messages[skipped:]:
+        for m in self.messages[skipped:num_messages]:
             calls = [[c.name, c.arguments] for c in m.tool_calls]
             facts.append([m.role, m.content, calls, m.reasoning])
         text = json.dumps(facts, ensure_ascii=False, separators=(",", ":"))

@@ -135,7 +135,7 @@ class DataKeys(_Section):
     sft_validation_split: str | None = None
     """The split of a folder to validate on."""
     sft_validation_fraction: Fraction = 0.0
-    """Share of the rows held out for validation, chosen by content, so that equal rows are on the same side."""
+    """Share of the rows held out for validation; conversations with the same first question are on the same side."""
     sft_messages_field: str | tuple[str, ...] = "messages"
     """The field, or fields, of a row that hold its messages; rows without one of them are of another format."""
     sft_source_format: Literal[

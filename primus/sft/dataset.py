@@ -160,7 +160,7 @@ def tokenize_files(
         max_seq_length: Positions of a training sequence; a conversation may have one token more.
         options: What is a target, and what happens to rows that do not fit.
         outcome: What the rows are used for.
-        validation_fraction: Share of the rows held out, chosen by content.
+        validation_fraction: Share of the rows held out, chosen by how conversations open.
         quarantine_path: Where bad rows are written, with `bad_rows` quarantine; None only counts them.
 
     Returns:
@@ -184,8 +184,7 @@ def tokenize_files(
             try:
                 conversations = _conversations(reading)
                 ledger.ignored_fields.update({name for c in conversations for name in c.ignored_fields})
-                # The branches of a tree have their beginning in common, so they fall on one side.
-                side = split_of(conversations[0], validation_fraction=validation_fraction)
+                side = _side(conversations, validation_fraction=validation_fraction)
                 encoded = [
                     _encode(
                         conversation,
@@ -236,6 +235,17 @@ def _conversations(reading: Reading) -> tuple[Conversation, ...]:
     if reading.error is not None:
         raise reading.error
     return reading.conversations
+
+
+def _side(conversations: Sequence[Conversation], *, validation_fraction: float) -> str:
+    sides = {split_of(conversation, validation_fraction=validation_fraction) for conversation in conversations}
+    if len(sides) > 1:
+        raise ConversationError(
+            f"{conversations[0].origin}: the branches of the tree begin with different questions, which fall on both"
+            " sides of sft_validation_fraction; name files to validate on",
+            reason="split",
+        )
+    return sides.pop()
 
 
 def _encode(

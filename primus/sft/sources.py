@@ -81,14 +81,15 @@ def _resolve(path: Path, split: str) -> list[Path]:
 
 
 def split_of(conversation: Conversation, *, validation_fraction: float) -> str:
-    """The side of the split that a conversation falls on, decided by its content alone.
+    """The side of the split that a conversation falls on, decided by how it opens and by nothing else.
 
-    Equal conversations fall on the same side, wherever they stand and whatever else the files hold; adding rows moves
-    none of the others.
+    It opens with its tools and all messages up to the first question. So equal conversations fall on one side, and so
+    do all that go on from one question: the branches of a tree, and a conversation and its beginning. It does not
+    matter where they stand and what else the files hold; adding rows moves none of the others.
 
     Args:
         conversation: The conversation.
-        validation_fraction: Share of the conversations to hold out, from 0 to below 1.
+        validation_fraction: Share of the openings to hold out, from 0 to below 1.
 
     Returns:
         `train` or `validation`.
@@ -98,5 +99,5 @@ def split_of(conversation: Conversation, *, validation_fraction: float) -> str:
         >>> split_of(single_turn("2 + 2?", "4"), validation_fraction=0.0)
         'train'
     """
-    position = int(conversation.content_hash[:16], 16) / 2**64
+    position = int(conversation.opening_hash[:16], 16) / 2**64
     return VALIDATION_SPLIT if position < validation_fraction else TRAIN_SPLIT

@@ -128,5 +128,25 @@ def test_another_conversation_has_another_content_hash(changed: Conversation) ->
 
 
 def test_the_content_hash_has_128_bits_and_never_changes() -> None:
-    # Splits go by it: another value would move conversations between train and validation.
     assert Conversation((USER, ASSISTANT)).content_hash == "d85e0d115920e4120a260e2890f6dfb6"
+
+
+def test_the_opening_hash_never_changes_and_ends_with_the_first_question() -> None:
+    # Splits go by it: another value would move conversations between train and validation.
+    opening = Conversation((USER, ASSISTANT)).opening_hash
+    assert opening == "5f5f34d8953676abc3b50e23b53538f3"
+    longer = Conversation((USER, Message("assistant", "Other", reasoning="hm"), USER, ASSISTANT))
+    assert longer.opening_hash == opening
+    system, greeting = Message("system", "Be brief."), Message("assistant", "Welcome!")
+    others = [
+        Conversation((Message("user", "Other"), ASSISTANT)),
+        Conversation((system, USER, ASSISTANT)),
+        Conversation((greeting, USER, ASSISTANT)),
+        Conversation((USER, ASSISTANT), tools=('{"name": "f"}',)),
+        Conversation((greeting,)),
+        Conversation((system, greeting)),
+    ]
+    assert len({opening, *(other.opening_hash for other in others)}) == 7
+    assert Conversation((system, greeting, ASSISTANT)).opening_hash == others[-1].opening_hash
+    empty = Conversation((Message("system", ""), *others[3].messages), tools=others[3].tools)
+    assert empty.opening_hash == others[3].opening_hash

@@ -47,7 +47,7 @@ class DatasetSettings:
 
         Args:
             files: Data files.
-            validation_fraction: Share of the rows held out, chosen by content.
+            validation_fraction: Share of the rows held out, chosen by how conversations open.
             quarantine_path: Where bad rows are written; None only counts them.
             is_validation: Whether the rows are for validation or a test.
 

@@ -65,7 +65,7 @@ class SFTDataset(Dataset[dict[str, torch.Tensor]]):
         source_format: Name of the format of the rows; `auto` recognises that of each.
         add_bos: Begin with BOS; None does what the tokenizer does by itself.
         add_eos: End with EOS, which is never a target.
-        validation_fraction: Share of the rows held out, chosen by content.
+        validation_fraction: Share of the rows held out, chosen by how conversations open.
         chat_template: A file with the chat template of the format `template`; None takes the tokenizer's.
         chat_template_kwargs: What the chat template is given besides the messages.
 
@@ -146,7 +146,8 @@ class SFTDataset(Dataset[dict[str, torch.Tensor]]):
             raise DataError(
                 f"{', '.join(map(str, files))}: all {used} conversations fall on one side of"
                 " sft_validation_fraction, and"
-                " none on the other; choose another fraction, or name files to validate on"
+                " none on the other (those that open alike stay together); choose another fraction, or name files to"
+                " validate on"
             )
         if not len(data) and data.ledger.num_bad == data.ledger.num_rows:
             raise DataError(
@@ -242,7 +243,7 @@ def build_train_valid_test_datasets(
         split: The split of a folder that is trained on.
         validation_dataset_name: Files to validate on. At most one of the three validation arguments may be given.
         validation_split: A split of the folder `dataset_name` to validate on.
-        validation_fraction: Share of the training files' rows to hold out, chosen by content.
+        validation_fraction: Share of the training files' rows to hold out, chosen by how conversations open.
         test_dataset_name: Files to test on.
         test_split: A split of the folder `dataset_name` to test on.
         quarantine_dir: Folder for bad rows, one file per split; None only counts them.

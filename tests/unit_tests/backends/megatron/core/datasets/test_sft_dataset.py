@@ -96,7 +96,7 @@ def test_several_files_a_pattern_and_compressed_files_are_read_in_order(tmp_path
 
 
 def test_a_fraction_splits_by_content_without_leakage_and_without_loss(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    rows = [chat("q", f"answer {i}") for i in range(300)]
+    rows = [chat(f"question {i}", f"answer {i}") for i in range(300)]
     path = write(tmp_path / "a.jsonl", rows + rows[::-1])
     train, valid, _ = build_train_valid_test_datasets(path, tokenizer, 64, validation_fraction=0.1)
     assert valid is not None
@@ -112,9 +112,12 @@ def test_a_fraction_splits_by_content_without_leakage_and_without_loss(tmp_path:
 
 
 def test_a_fraction_that_holds_nothing_out_is_an_error(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    path = write(tmp_path / "a.jsonl", [chat("q", "answer")] * 5)
-    with pytest.raises(DataError, match="all 5 conversations fall on one side of sft_validation_fraction, and none on"):
-        build_train_valid_test_datasets(path, tokenizer, 64, validation_fraction=0.001)
+    path = write(tmp_path / "a.jsonl", [chat("q", f"answer {i}") for i in range(5)])
+    for fraction in (0.001, 0.999):
+        with pytest.raises(
+            DataError, match="all 5 conversations fall on one side of sft_validation_fraction, and none"
+        ):
+            build_train_valid_test_datasets(path, tokenizer, 64, validation_fraction=fraction)
 
 
 def test_a_folder_has_a_file_per_split(tmp_path: Path, tokenizer: Tokenizer) -> None:
