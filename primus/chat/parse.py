@@ -3,8 +3,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from primus.chat.formats.alpaca import INPUT_FIELDS, INSTRUCTION_FIELDS, RESPONSE_FIELDS, SYSTEM_FIELDS, single_turn
-from primus.chat.formats.message_reading import read_message
+from primus.chat.formats.alpaca import INPUT_FIELDS, INSTRUCTION_FIELDS, RESPONSE_FIELDS, single_turn
+from primus.chat.formats.message_reading import SYSTEM_FIELDS, read_message
 from primus.chat.formats.notes import Notes
 from primus.chat.formats.options import AUTO, SourceOptions
 from primus.chat.formats.registry import parse_row

@@ -7,7 +7,7 @@ Alpaca, Dolly, LongForm and ms-swift (`query`, `response`) write such rows.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from primus.chat.formats.message_reading import refuse_rejected
+from primus.chat.formats.message_reading import SYSTEM_FIELDS
 from primus.chat.formats.notes import Notes
 from primus.chat.formats.options import SourceOptions
 from primus.chat.formats.values import only_string, type_name
@@ -17,7 +17,8 @@ from primus.errors import ConversationError
 INSTRUCTION_FIELDS = ("instruction", "prompt", "question", "query")
 INPUT_FIELDS = ("input", "context")
 RESPONSE_FIELDS = ("response", "output", "answer")
-SYSTEM_FIELDS = ("system", "system_prompt")
+PROMPT_PARTS = (*INPUT_FIELDS, "history")
+"""What belongs to an instruction, beside it."""
 _FIELDS = frozenset({*INSTRUCTION_FIELDS, *INPUT_FIELDS, *RESPONSE_FIELDS, *SYSTEM_FIELDS, "history"})
 
 
@@ -38,7 +39,6 @@ def is_messages(value: object) -> bool:
 def parse(row: Any, origin: str, options: SourceOptions) -> tuple[Conversation, ...]:
     """Read a row as one conversation."""
     notes = Notes(origin, options)
-    refuse_rejected(row, origin, names=("kto_tag",))
     instruction = only_string(row, INSTRUCTION_FIELDS, origin)
     response = only_string(row, RESPONSE_FIELDS, origin)
     if row.get("tools") or row.get("functions"):
@@ -60,12 +60,24 @@ def parse(row: Any, origin: str, options: SourceOptions) -> tuple[Conversation, 
     system = only_string(row, SYSTEM_FIELDS, origin)
     if not row.keys() <= _FIELDS:
         notes.ignore_others(row, _FIELDS)
-    history = _history(row, origin)
+    history = read_history(row, origin)
     messages = turns(instruction, response, input_text=input_text, system_prompt=system, history=history)
     return (notes.conversation(messages),)
 
 
-def _history(row: Mapping[str, Any], origin: str) -> list[Message]:
+def read_history(row: Mapping[str, Any], origin: str) -> list[Message]:
+    """The turns before the instruction.
+
+    Args:
+        row: The row.
+        origin: What an error begins with.
+
+    Returns:
+        A message of the user and one of the assistant for each pair in `history`.
+
+    Raises:
+        ConversationError: If it is no list of pairs of texts.
+    """
     pairs = row.get("history") or ()
     if not isinstance(pairs, list | tuple):
         raise ConversationError(
@@ -80,6 +92,25 @@ def _history(row: Mapping[str, Any], origin: str) -> list[Message]:
             )
         messages += [Message(role="user", content=pair[0]), Message(role="assistant", content=pair[1])]
     return messages
+
+
+def refuse_unplaced(row: Mapping[str, Any], origin: str) -> None:
+    """Refuse parts of a prompt beside one that has all its turns.
+
+    Args:
+        row: The row.
+        origin: What the error begins with.
+
+    Raises:
+        ConversationError: If there is one that is not empty.
+    """
+    unplaced = next((name for name in PROMPT_PARTS if row.get(name)), None)
+    if unplaced is not None:
+        raise ConversationError(
+            f"{origin}: has {unplaced!r} beside messages or a transcript, where it has no place; write it as one of"
+            " their turns, or drop it",
+            reason="ambiguous",
+        )
 
 
 def single_turn(
@@ -120,8 +151,12 @@ def turns(
     history: Sequence[Message],
 ) -> tuple[Message, ...]:
     """The messages of one instruction and its response; the arguments are those of `single_turn`."""
-    user = Message(role="user", content=instruction)
-    if input_text:
-        user = Message(role="user", content=f"{instruction}\n\n{input_text}", input_start=len(instruction) + 2)
     system = [Message(role="system", content=system_prompt)] if system_prompt else []
-    return (*system, *history, user, Message(role="assistant", content=response))
+    return (*system, *history, user_message(instruction, input_text), Message(role="assistant", content=response))
+
+
+def user_message(instruction: str, input_text: str | None) -> Message:
+    """What the user asks, with the material for it behind a blank line if there is any."""
+    if not input_text:
+        return Message(role="user", content=instruction)
+    return Message(role="user", content=f"{instruction}\n\n{input_text}", input_start=len(instruction) + 2)

@@ -9,9 +9,10 @@ from typing import Any
 
 from primus.chat.formats.message_reading import (
     OPENAI,
+    SYSTEM_FIELDS,
     read_role_name,
     read_text_part,
-    refuse_rejected,
+    refuse_bad_answer,
     require_list,
     role_of,
     with_system,
@@ -21,13 +22,13 @@ from primus.chat.formats.openai import messages_field
 from primus.chat.formats.options import SourceOptions
 from primus.chat.formats.ordered_parts import OrderedParts, has_typed_parts
 from primus.chat.formats.tools import is_anthropic_tool, read_tools, tool_call
-from primus.chat.formats.values import optional_string, type_name
-from primus.chat.formats.weights import read_weight
+from primus.chat.formats.values import only_field, optional_string, type_name
+from primus.chat.formats.weights import WEIGHT_FIELDS, read_weight
 from primus.chat.messages import Conversation, Message
 from primus.errors import ConversationError
 
 _BLOCKS = frozenset({"tool_use", "tool_result", "thinking", "redacted_thinking"})
-_MESSAGE_FIELDS = ("role", "content", "weight", "loss_weight", "train", "trainable", "loss", "loss_mask", "masked")
+_MESSAGE_FIELDS = frozenset({"role", "content", *WEIGHT_FIELDS})
 
 
 def recognises(row: object, options: SourceOptions) -> bool:
@@ -51,14 +52,13 @@ def parse(row: Any, origin: str, options: SourceOptions) -> tuple[Conversation, 
     if not isinstance(row, Mapping):
         row = {options.messages_fields[0]: row}
     field = messages_field(row, options) or options.messages_fields[0]
-    refuse_rejected(row, origin)
     _refuse_server_tools(row.get("tools"), notes)
     tools = read_tools({"tools": row.get("tools")}, notes)
     messages: list[Message] = []
     for turn, message in enumerate(require_list(row.get(field), field, origin)):
         messages += _read(message, notes, f"{origin}: turn {turn}")
-    messages = with_system(messages, _system(row.get("system"), notes), origin)
-    notes.ignore_others(row, (field, "tools", "system"))
+    messages = with_system(messages, _system(row, notes), origin)
+    notes.ignore_others(row, (field, "tools", *SYSTEM_FIELDS))
     return (notes.conversation(messages, tools=tools),)
 
 
@@ -73,15 +73,17 @@ def _refuse_server_tools(tools: object, notes: Notes) -> None:
             )
 
 
-def _system(system: object, notes: Notes) -> str | None:
+def _system(row: Mapping[str, Any], notes: Notes) -> str | None:
+    name = only_field(row, SYSTEM_FIELDS, notes.origin) or SYSTEM_FIELDS[0]
+    system = row.get(name)
     if system is None or isinstance(system, str):
         return system
     if not isinstance(system, list | tuple):
         raise ConversationError(
-            f"{notes.origin}: system is a {type_name(system)}, not a string or a list of text blocks; repair the row",
+            f"{notes.origin}: {name} is a {type_name(system)}, not a string or a list of text blocks; repair the row",
             reason="system",
         )
-    return "".join(read_text_part(part, notes, f"{notes.origin}: system[{i}]") for i, part in enumerate(system))
+    return "".join(read_text_part(part, notes, f"{notes.origin}: {name}[{i}]") for i, part in enumerate(system))
 
 
 def _read(message: object, notes: Notes, place: str) -> list[Message]:
@@ -94,7 +96,7 @@ def _read(message: object, notes: Notes, place: str) -> list[Message]:
     name = read_role_name(message, OPENAI, place)
     role = role_of(name, notes, OPENAI)
     place = f"{place} ({name})" if role is not None else place
-    notes.ignore_others(message, _MESSAGE_FIELDS)
+    notes.ignore_others(message, _MESSAGE_FIELDS | refuse_bad_answer(message, role, place))
     if message.get("tool_calls") is not None:
         raise ConversationError(f"{place}: has tool_calls, which OpenAI messages have, beside blocks of Anthropic;"
                                 " write one or the other", reason="tool_calls")  # fmt: skip

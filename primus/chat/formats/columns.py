@@ -7,7 +7,8 @@ from typing import Any
 
 from primus.chat.formats import alpaca, prompt_completion
 from primus.chat.formats.column_map import ColumnMap
-from primus.chat.formats.message_reading import Dialect, read_message, refuse_rejected, require_list, with_system
+from primus.chat.formats.flags import refuse_rejected
+from primus.chat.formats.message_reading import Dialect, read_message, require_list, with_system
 from primus.chat.formats.notes import Notes
 from primus.chat.formats.options import SourceOptions
 from primus.chat.formats.sharegpt import ROLES
@@ -59,7 +60,7 @@ def parse(row: Any, origin: str, options: SourceOptions) -> tuple[Conversation, 
             reason="part_of_a_conversation" if alone else "fields",
         )
     if column_map.label is not None:
-        refuse_rejected({column_map.label: _get(row, column_map.label)}, origin, names=(column_map.label,))
+        _refuse_rejected(row, origin, column_map.label)
     if column_map.messages is None:
         return (_prompt(row, origin, options, column_map),)
     notes = Notes(origin, options)
@@ -86,14 +87,32 @@ def parse_rows(rows: Sequence[Row], options: SourceOptions) -> tuple[Conversatio
     assert column_map.conversation is not None
     notes = Notes(rows[0].origin, options)
     turns = []
-    known = {name: getattr(column_map, name) for name in (*_OF_ROW, "conversation", "turn")}
+    named = {name: getattr(column_map, name) for name in (*_OF_ROW, "conversation", "turn", "label")}
+    known = {name: path for name, path in named.items() if path is not None}
     for row in rows:
+        if column_map.label is not None:
+            _refuse_rejected(row.value, rows[0].origin if row is rows[0] else f"{rows[0].origin}: {row.origin}",
+                             column_map.label)  # fmt: skip
         fields = _message(row.value, column_map, notes, others=known)
-        parts = {name: _get(row.value, path) for name, path in known.items() if path is not None}
-        fields |= {name: parts.get(name) for name in _OF_ROW}
-        turns.append({**fields, **({} if column_map.turn is None else {"turn": parts.get("turn")})})
+        for name in (*_OF_ROW, "turn"):
+            if name in known:
+                if fields.get(name) is not None:
+                    notes.ignored.add(name)
+                fields[name] = _get(row.value, known[name])
+        turns.append(fields)
     joined = join_turns(turns, [row.origin for row in rows], options, id_column=None)
     return (replace(joined, ignored_fields=tuple(sorted({*joined.ignored_fields, *notes.ignored}))),)
+
+
+def fields_of_row(row: Mapping[str, Any], column_map: ColumnMap) -> frozenset[str]:
+    """The fields of a row in which a path of the map begins, so that they mean what the map says."""
+    paths = (getattr(column_map, name) for name in ("messages", "prompt", "response", "input", "history", *_OF_ROW,
+                                                    "conversation", "turn", "label"))  # fmt: skip
+    return frozenset(_head(row, path) for path in paths if path is not None)
+
+
+def _refuse_rejected(row: Mapping[str, Any], origin: str, label: str) -> None:
+    refuse_rejected({label: _get(row, label)}, origin, names=(label,), is_declared=True)
 
 
 def _with_roles(options: SourceOptions) -> tuple[ColumnMap, SourceOptions]:
@@ -135,12 +154,12 @@ def _message(
     column_map: ColumnMap,
     notes: Notes,
     *,
-    others: Mapping[str, str | None] | None = None,
+    others: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """A message in the words of OpenAI; fields that are not mapped keep their names."""
     paths = {name: path for name in _OF_MESSAGE if (path := getattr(column_map, name)) is not None}
     parts = _taken(item, {**paths, **(others or {})}, notes, rest=False)
-    taken = {_head(item, path) for path in (*paths.values(), *(others or {}).values()) if path is not None}
+    taken = {_head(item, path) for path in (*paths.values(), *(others or {}).values())}
     fields = {name: value for name, value in item.items() if name not in taken}
     for name in paths:
         if fields.get(name) is not None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from primus.chat.formats.alpaca import refuse_unplaced
 from primus.chat.formats.notes import Notes
 from primus.chat.formats.options import SourceOptions
 from primus.chat.formats.values import only_field
@@ -72,5 +73,6 @@ def parse(row: Any, origin: str, options: SourceOptions) -> tuple[Conversation, 
             messages.append(Message(_ROLES[speaker], content))  # type: ignore[arg-type]  # one of the four
         except ConversationError as exc:
             raise ConversationError(f"{origin}: turn {turn}: {exc}", reason=exc.reason) from exc
+    refuse_unplaced(row, origin)
     notes.ignore_others(row, fields)
     return (notes.conversation(messages),)

@@ -9,23 +9,26 @@ from typing import Any
 
 from primus.chat.formats.message_reading import (
     OPENAI,
+    SYSTEM_FIELDS,
     read_role_name,
+    refuse_bad_answer,
     require_list,
     role_of,
+    with_system,
 )
 from primus.chat.formats.notes import Notes
 from primus.chat.formats.openai import messages_field
 from primus.chat.formats.options import SourceOptions
 from primus.chat.formats.ordered_parts import OrderedParts, has_typed_parts
 from primus.chat.formats.tools import calls_of_text, read_tools
-from primus.chat.formats.values import only_field, optional_string, type_name
-from primus.chat.formats.weights import read_weight
+from primus.chat.formats.values import only_field, only_string, optional_string, type_name
+from primus.chat.formats.weights import WEIGHT_FIELDS, read_weight
 from primus.chat.messages import Conversation, Message
 from primus.errors import ConversationError
 
 _TYPES = frozenset({"text", "reasoning", "tool_call"})
 _CHOSEN = "chosen_messages"
-_MESSAGE_FIELDS = ("role", "content", "loss_weight", "weight")
+_MESSAGE_FIELDS = frozenset({"role", "content", *WEIGHT_FIELDS})
 
 
 def recognises(row: object, options: SourceOptions) -> bool:
@@ -44,7 +47,8 @@ def parse(row: Any, origin: str, options: SourceOptions) -> tuple[Conversation, 
     tools = read_tools(row, notes, wrap=True)
     items = require_list(row.get(field), field, origin)
     messages = [_read(message, notes, f"{origin}: turn {turn}") for turn, message in enumerate(items)]
-    notes.ignore_others(row, (field, "tools", "functions"))
+    messages = with_system(messages, only_string(row, SYSTEM_FIELDS, origin), origin)
+    notes.ignore_others(row, (field, "tools", "functions", *SYSTEM_FIELDS))
     return (notes.conversation(messages, tools=tools),)
 
 
@@ -57,7 +61,7 @@ def _read(message: object, notes: Notes, place: str) -> Message:
     name = read_role_name(message, OPENAI, place)
     role = role_of(name, notes, OPENAI)
     place = f"{place} ({name})" if role is not None else place
-    notes.ignore_others(message, _MESSAGE_FIELDS)
+    notes.ignore_others(message, _MESSAGE_FIELDS | refuse_bad_answer(message, role, place))
     content = message.get("content")
     if not isinstance(content, list | tuple):
         raise ConversationError(

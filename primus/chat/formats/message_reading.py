@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from primus.chat.formats.flags import refuse_rejected
 from primus.chat.formats.notes import Notes
 from primus.chat.formats.options import FUNCTION_CALL
 from primus.chat.formats.tools import calls_of_text, read_tool_calls
@@ -14,6 +15,8 @@ from primus.chat.formats.weights import WEIGHT_FIELDS, read_weight
 from primus.chat.messages import ROLES, Message
 from primus.errors import ConversationError
 
+SYSTEM_FIELDS = ("system", "system_prompt")
+"""Fields of a row that hold the system prompt."""
 TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _FIELDS = frozenset(
@@ -77,7 +80,7 @@ def read_message(message: object, notes: Notes, place: str, *, dialect: Dialect 
         place = f"{place} ({name})"
     known = _OPENAI_FIELDS if dialect is OPENAI else dialect.known_fields
     if not message.keys() <= known:
-        notes.ignore_others(message, known)
+        notes.ignore_others(message, known | refuse_bad_answer(message, role, place))
     try:
         return _message(message, role or name, notes, place, dialect)
     except ConversationError as exc:
@@ -148,6 +151,23 @@ def role_of(name: str, notes: Notes, dialect: Dialect) -> str | None:
     """
     role = notes.options.roles.get(name) or dialect.roles.get(name)
     return dialect.roles.get(name.lower()) if role is None and dialect.any_case else role
+
+
+def refuse_bad_answer(message: Mapping[str, Any], role: str | None, place: str) -> frozenset[str]:
+    """Refuse an answer that is marked as a bad example; what such a field says of others is none of our concern.
+
+    Args:
+        message: The message.
+        role: Its role.
+        place: What an error begins with.
+
+    Returns:
+        The fields that say that the answer is a good one.
+
+    Raises:
+        ConversationError: If one of them says that it is a bad one.
+    """
+    return refuse_rejected(message, place) if role in ("assistant", FUNCTION_CALL) else frozenset()
 
 
 def read_content(
@@ -333,23 +353,3 @@ def require_list(messages: object, field: str, origin: str) -> Sequence[object]:
     raise ConversationError(
         f"{origin}: {field!r} is a {type_name(messages)}, not a list of messages; {remedy}", reason="messages_type"
     )
-
-
-def refuse_rejected(row: Mapping[str, Any], origin: str, *, names: Sequence[str] = ("label", "kto_tag")) -> None:
-    """Refuse an answer that the source marks as a bad example.
-
-    Args:
-        row: The row.
-        origin: What the error begins with.
-        names: Fields that say whether the answer is a good one.
-
-    Raises:
-        ConversationError: If one of them is false.
-    """
-    for name in names:
-        if row.get(name) is False:
-            raise ConversationError(
-                f"{origin}: {name} is false, so the answer is an example of a bad one; drop the row, or {name} to train"
-                " it",
-                reason="rejected_answer",
-            )

@@ -10,7 +10,10 @@ from primus.chat.formats.options import SourceOptions
 from primus.chat.messages import Conversation, Message
 from primus.errors import ConversationError
 
-_THINK = re.compile(r"<think>(?P<reasoning>.*?)</think>", re.DOTALL)
+_THINK = re.compile(r"\s*<think>(?P<reasoning>.*?)</think>", re.DOTALL)
+_TAG = re.compile(r"</?think>")
+EMPTY_THINK = "empty <think> elements"
+"""What is noted of elements that hold no words and are dropped."""
 
 
 @dataclass(slots=True)
@@ -59,9 +62,12 @@ class Notes:
         """
         messages = tuple(messages)
         if self.options.think == "split":
-            messages = tuple(
+            split = tuple(
                 split_think(message, place=f"{self.origin}: turn {turn}") for turn, message in enumerate(messages)
             )
+            if any(new is not old and new.reasoning is None for new, old in zip(split, messages, strict=True)):
+                self.ignored.add(EMPTY_THINK)
+            messages = split
         return Conversation(
             messages, tools=tools, origin=origin or self.origin, ignored_fields=tuple(sorted(self.ignored))
         )
@@ -70,7 +76,8 @@ class Notes:
 def split_think(message: Message, *, place: str) -> Message:
     r"""Take a `<think>` element from the start of an assistant's content and make it the reasoning.
 
-    Line ends that border on the tags are layout and belong to neither part. An element without words is dropped.
+    White space before the element and line ends that border on its tags are layout and belong to neither part. An
+    element without words gives no reasoning.
 
     Args:
         message: Any message.
@@ -80,20 +87,27 @@ def split_think(message: Message, *, place: str) -> Message:
         The message; the same one if there is no such element.
 
     Raises:
-        ConversationError: If the element is not closed, or the message has other reasoning besides.
+        ConversationError: If the element is not closed, another tag is in it or follows it, or the message has other
+            reasoning besides.
 
     Examples:
         >>> split = split_think(Message("assistant", "<think>\nEasy.\n</think>\n\n4"), place="a.jsonl:1")
         >>> split.reasoning, split.content
         ('Easy.', '4')
     """
-    if message.role != "assistant" or not message.content.startswith("<think>"):
+    if message.role != "assistant" or not message.content.lstrip().startswith("<think>"):
         return message
     match = _THINK.match(message.content)
     if match is None:
         raise ConversationError(
             f"{place}: content begins with <think>, which is never closed; repair the row, or leave it in the content"
             " with think: keep",
+            reason="think",
+        )
+    if _TAG.search(match["reasoning"]) or _TAG.search(message.content, match.end()):
+        raise ConversationError(
+            f"{place}: content has another tag of <think> besides the element at its start, so the reasoning is not one"
+            " text; repair the row, or leave it in the content with think: keep",
             reason="think",
         )
     if message.reasoning is not None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from primus.chat.formats.message_reading import Dialect, read_message
+from primus.chat.formats.message_reading import Dialect, read_message, role_of
 from primus.chat.formats.notes import Notes
 from primus.chat.formats.options import SourceOptions
 from primus.chat.formats.values import type_name
@@ -66,13 +66,15 @@ def parse(row: Any, origin: str, options: SourceOptions) -> tuple[Conversation, 
             reason="part_of_a_conversation",
         )
     notes.ignore_others(row, ("prompt",))
-    return _conversations(_nested(prompt, notes, f"{origin}: prompt"), notes)
+    left_out: set[str] = set()
+    return _conversations(_nested(prompt, notes, f"{origin}: prompt", left_out), notes, left_out)
 
 
 def parse_rows(rows: Sequence[Row], options: SourceOptions) -> tuple[Conversation, ...]:
     """Read the messages of one tree as its branches."""
     notes = Notes(rows[0].origin, options)
-    nodes: dict[object, _Node | None] = {}
+    nodes: dict[object, _Node | str] = {}  # of one that is left out, why
+    left_out: set[str] = set()
     root: _Node | None = None
     for row in rows:
         value = row.value
@@ -89,41 +91,58 @@ def parse_rows(rows: Sequence[Row], options: SourceOptions) -> tuple[Conversatio
                 f"{place}: is a second root of its tree; repair the file", reason="part_of_a_conversation"
             )
         parent = None if parent_id is None else nodes[parent_id]
-        node = _node(value, notes, place) if parent_id is None or parent is not None else None
+        node = parent if isinstance(parent, str) else _node(value, notes, place)
         if not isinstance(value["message_id"], str) or value["message_id"] in nodes:
             raise ConversationError(
                 f"{place}: message_id is {value['message_id']!r:.60}, not a name of its own; repair the file",
                 reason="field_type",
             )
         nodes[value["message_id"]] = node
-        if parent is not None and node is not None:
+        if isinstance(node, str):
+            left_out |= {node} if _is_answer(value, notes) else set()
+            continue
+        if isinstance(parent, _Node):
             parent.replies.append(node)
         root = root or node
-    return _conversations(root, notes)
+    return _conversations(root, notes, left_out)
 
 
-def _nested(value: object, notes: Notes, place: str) -> _Node | None:
+def _nested(value: object, notes: Notes, place: str, left_out: set[str]) -> _Node | None:
     node = _node(value, notes, place)
     replies = value.get("replies") if isinstance(value, Mapping) else None
     if not isinstance(replies, list | tuple | None):
         raise ConversationError(
             f"{place}: replies is a {type_name(replies)}, not a list; repair the row", reason="messages_type"
         )
-    if node is not None:
-        read = (_nested(reply, notes, f"{place}.replies[{i}]") for i, reply in enumerate(replies or ()))
-        node.replies = [reply for reply in read if reply is not None]
+    if isinstance(node, str):
+        left_out |= {node} if _has_answer(value, notes) else set()
+        return None
+    read = (_nested(reply, notes, f"{place}.replies[{i}]", left_out) for i, reply in enumerate(replies or ()))
+    node.replies = [reply for reply in read if reply is not None]
     return node
 
 
-def _node(value: object, notes: Notes, place: str) -> _Node | None:
-    """One message without its replies; None if it is left out."""
+def _is_answer(value: object, notes: Notes) -> bool:
+    name = value.get("role") if isinstance(value, Mapping) else None
+    return isinstance(name, str) and role_of(name, notes, _DIALECT) == "assistant"
+
+
+def _has_answer(value: object, notes: Notes) -> bool:
+    """Whether a message that is left out, or one behind it, is an assistant's."""
+    replies = value.get("replies") if isinstance(value, Mapping) else None
+    behind = replies if isinstance(replies, list | tuple) else ()
+    return _is_answer(value, notes) or any(_has_answer(reply, notes) for reply in behind)
+
+
+def _node(value: object, notes: Notes, place: str) -> _Node | str:
+    """One message without its replies; if it is left out, why."""
     fields = dict(value) if isinstance(value, Mapping) else value
     if isinstance(fields, dict):
         structure = {name: fields.pop(name, None) for name in _STRUCTURE}
         for is_out, why in ((structure["deleted"] is True, DELETED), (structure["review_result"] is False, REFUSED)):
             if is_out:
                 notes.ignored.add(why)
-                return None
+                return why
         rank = structure["rank"]
         if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int | float)):
             raise ConversationError(f"{place}: rank is a {type_name(rank)}, not a number; repair the row",
@@ -133,8 +152,14 @@ def _node(value: object, notes: Notes, place: str) -> _Node | None:
     return _Node(read_message(fields, notes, place, dialect=_DIALECT), float("inf"))
 
 
-def _conversations(root: _Node | None, notes: Notes) -> tuple[Conversation, ...]:
+def _conversations(root: _Node | None, notes: Notes, left_out: set[str]) -> tuple[Conversation, ...]:
     if root is None or not _answered(root, notes):
+        if left_out:
+            raise ConversationError(
+                f"{notes.origin}: every answer of the tree is left out ({' and '.join(sorted(left_out))}, with what"
+                " stands behind them), so there is nothing to train; drop the row",
+                reason="no_assistant",
+            )
         raise ConversationError(
             f"{notes.origin}: no message of the tree is an assistant's answer, so there is nothing to train; drop the"
             " row",

@@ -4,11 +4,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from primus.chat.formats.message_reading import read_messages, refuse_rejected
+from primus.chat.formats.message_reading import SYSTEM_FIELDS, read_messages
 from primus.chat.formats.notes import Notes
 from primus.chat.formats.options import SourceOptions
 from primus.chat.formats.tools import read_tools
-from primus.chat.formats.values import optional_string
+from primus.chat.formats.values import only_string
 from primus.chat.messages import Conversation
 
 
@@ -40,9 +40,8 @@ def parse(row: Any, origin: str, options: SourceOptions) -> tuple[Conversation, 
     if not isinstance(row, Mapping):
         return (notes.conversation(read_messages(row, "the row", notes)),)
     field = messages_field(row, options) or options.messages_fields[0]
-    refuse_rejected(row, origin)
     tools = read_tools(row, notes)
-    messages = read_messages(row.get(field), field, notes, system=optional_string(row, "system", origin))
+    messages = read_messages(row.get(field), field, notes, system=only_string(row, SYSTEM_FIELDS, origin))
     if len(row) > 1:
-        notes.ignore_others(row, (field, "tools", "functions", "system"))
+        notes.ignore_others(row, (field, "tools", "functions", *SYSTEM_FIELDS))
     return (notes.conversation(messages, tools=tools),)

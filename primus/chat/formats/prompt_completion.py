@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A prompt and what follows it: `{"prompt", "completion"}` as texts or lists of messages; of a pair the chosen side.
 
-As TRL reads such rows, only the completion is trained: answers inside a prompt have weight 0. A `chosen` list that
+The prompt is built as that of an instruction: its `input` or `context` follows it, and `history` comes before it. As
+TRL reads such rows, only the completion is trained: answers inside a prompt have weight 0. A `chosen` list that
 begins with the prompt is the whole conversation.
 """
 
@@ -9,9 +10,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from primus.chat.formats.alpaca import INSTRUCTION_FIELDS, RESPONSE_FIELDS, SYSTEM_FIELDS, is_messages
+from primus.chat.formats.alpaca import (
+    INPUT_FIELDS,
+    INSTRUCTION_FIELDS,
+    PROMPT_PARTS,
+    RESPONSE_FIELDS,
+    is_messages,
+    read_history,
+    refuse_unplaced,
+    user_message,
+)
 from primus.chat.formats.hh import is_transcript
-from primus.chat.formats.message_reading import read_messages, refuse_rejected, with_system
+from primus.chat.formats.message_reading import SYSTEM_FIELDS, read_messages, with_system
 from primus.chat.formats.notes import Notes
 from primus.chat.formats.options import SourceOptions
 from primus.chat.formats.tools import read_tools
@@ -39,7 +49,6 @@ def recognises(row: object, options: SourceOptions) -> bool:
 def parse(row: Any, origin: str, options: SourceOptions) -> tuple[Conversation, ...]:
     """Read a row as one conversation."""
     notes = Notes(origin, options)
-    refuse_rejected(row, origin)
     prompt_field = only_field(row, INSTRUCTION_FIELDS, origin)
     answer_field = only_field(row, (*_ANSWERS, *RESPONSE_FIELDS), origin)
     if answer_field is None:
@@ -48,13 +57,29 @@ def parse(row: Any, origin: str, options: SourceOptions) -> tuple[Conversation, 
     answer = _messages(row, answer_field, "assistant", notes)
     messages = answer
     if prompt_field is not None:
-        prompt = _messages(row, prompt_field, "user", notes)
-        if not (answer_field == "chosen" and answer[: len(prompt)] == prompt):
+        prompt = _prompt(row, prompt_field, notes)
+        if not (answer_field == "chosen" and answer[: len(prompt)] == [replace(m, input_start=None) for m in prompt]):
             messages = [_as_context(message) for message in prompt] + answer
             _refuse_second_prompt(prompt, answer, answer_field, origin)
+    else:
+        refuse_unplaced(row, origin)
     system = only_string(row, SYSTEM_FIELDS, origin)
-    notes.ignore_others(row, (prompt_field, answer_field, *SYSTEM_FIELDS, "tools", "functions"))  # type: ignore[arg-type]
+    known = {prompt_field, answer_field, *SYSTEM_FIELDS, *PROMPT_PARTS, "tools", "functions"}
+    notes.ignore_others(row, known - {None})  # type: ignore[arg-type]
     return (notes.conversation(with_system(messages, system, origin), tools=tools),)
+
+
+def _prompt(row: Mapping[str, Any], field: str, notes: Notes) -> list[Message]:
+    """The messages of the prompt, with what belongs to it beside it."""
+    if not isinstance(row[field], str):
+        refuse_unplaced(row, notes.origin)
+        return _messages(row, field, "user", notes)
+    input_text = only_string({name: row.get(name) or None for name in INPUT_FIELDS}, INPUT_FIELDS, notes.origin)
+    history = read_history(row, notes.origin)
+    try:
+        return [*history, user_message(row[field], input_text)]
+    except ConversationError as exc:
+        raise ConversationError(f"{notes.origin}: {field}: {exc}", reason=exc.reason) from exc
 
 
 def _messages(row: Mapping[str, Any], field: str, role: str, notes: Notes) -> list[Message]:

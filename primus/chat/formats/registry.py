@@ -24,6 +24,7 @@ from primus.chat.formats import (
     xtuner,
 )
 from primus.chat.formats.alpaca import INSTRUCTION_FIELDS, RESPONSE_FIELDS, is_messages
+from primus.chat.formats.flags import ROW_FLAGS, take_flags, with_weight
 from primus.chat.formats.options import AUTO, SourceOptions
 from primus.chat.formats.values import type_name
 from primus.chat.messages import Conversation
@@ -187,7 +188,13 @@ def parse_row(row: object, origin: str, options: SourceOptions) -> tuple[Convers
     if not isinstance(row, Mapping) and not (source.takes_lists and isinstance(row, list | tuple)):
         raise _not_an_object(row, origin)
     with _problems_at(origin):
-        return source.parse(row, origin, options)
+        if not isinstance(row, Mapping) or row.keys().isdisjoint(ROW_FLAGS):
+            return source.parse(row, origin, options)
+        others = set(options.messages_fields)
+        if options.column_map is not None:
+            others |= columns.fields_of_row(row, options.column_map)
+        plain, weight = take_flags(row, origin, others=others)
+        return tuple(with_weight(conversation, weight) for conversation in source.parse(plain, origin, options))
 
 
 def parse_group(source: SourceFormat, rows: Sequence[Row], options: SourceOptions) -> tuple[Conversation, ...]:
@@ -275,10 +282,22 @@ def _unknown(row: object, options: SourceOptions, origin: str) -> ConversationEr
     wanted += f", or {'|'.join(INSTRUCTION_FIELDS)} with {'|'.join(RESPONSE_FIELDS)}"
     messages = next((name for name, value in row.items() if is_messages(value) and "role" in value[0]), None)
     hint = "rename the fields, or name the messages with sft_messages_field (--messages-field)"
-    if messages is not None:
+    if _is_message(row):
+        hint = (
+            "it looks like one message: if the file is one conversation, wrap its messages in a list as"
+            ' {"messages": [...]}; if it has several, name the column that tells them apart with --conversation-id'
+        )
+    elif messages is not None:
         hint = f"if {messages!r} holds the messages, set sft_messages_field (--messages-field) to it"
     return ConversationError(
         f"{origin}: the row has the fields {fields}, but a conversation needs {wanted}; {hint}", reason="fields"
+    )
+
+
+def _is_message(row: Mapping[str, Any]) -> bool:
+    """Whether a row has a speaker and a text where a message has them."""
+    return any(
+        isinstance(row.get(role), str) and text in row for role, text in (("role", "content"), ("from", "value"))
     )
 
 

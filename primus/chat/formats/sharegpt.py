@@ -9,11 +9,12 @@ has `from` or `role`, and `value`, `content` or `text`; a `function_call` is JSO
 from collections.abc import Mapping
 from typing import Any
 
+from primus.chat.formats.flags import read_shared_weight, refuse_rejected, weighted
 from primus.chat.formats.message_reading import (
     OPENAI_ROLES,
+    SYSTEM_FIELDS,
     Dialect,
     read_messages,
-    refuse_rejected,
     require_list,
     with_system,
 )
@@ -21,7 +22,8 @@ from primus.chat.formats.notes import Notes
 from primus.chat.formats.openai import is_sharegpt, messages_field
 from primus.chat.formats.options import FUNCTION_CALL, SourceOptions
 from primus.chat.formats.tools import read_tools
-from primus.chat.formats.values import only_field, optional_string, type_name
+from primus.chat.formats.values import only_field, only_string, optional_string, type_name
+from primus.chat.formats.weights import WEIGHT_FIELDS
 from primus.chat.messages import Conversation, Message
 from primus.errors import ConversationError
 
@@ -63,16 +65,15 @@ def parse(row: Any, origin: str, options: SourceOptions) -> tuple[Conversation, 
     if not isinstance(row, Mapping):
         return (notes.conversation(read_messages(row, "the row", notes, dialect=DIALECT)),)
     field = only_field(row, FIELDS, origin) or messages_field(row, options) or FIELDS[0]
-    refuse_rejected(row, origin)
     _refuse_trained_users(row, notes)
     tools = read_tools(row, notes, wrap=True)
-    system = optional_string(row, "system", origin)
+    system = only_string(row, SYSTEM_FIELDS, origin)
     items = require_list(row.get(field), field, origin)
     if items and isinstance(items[0], Mapping) and items[0].keys() >= _PAIR:
         messages = with_system(_pairs(items, notes), system, origin)
     else:
         messages = read_messages(items, field, notes, dialect=DIALECT, system=system)
-    notes.ignore_others(row, (field, "tools", "functions", "system"))
+    notes.ignore_others(row, (field, "tools", "functions", *SYSTEM_FIELDS))
     return (notes.conversation(messages, tools=tools),)
 
 
@@ -85,14 +86,15 @@ def _pairs(pairs: Any, notes: Notes) -> list[Message]:
                 f"{place}: is a {type_name(pair)}, not an object with human and assistant; repair the row",
                 reason="not_an_object",
             )
-        notes.ignore_others(pair, _PAIR)
+        notes.ignore_others(pair, _PAIR.union(WEIGHT_FIELDS, refuse_rejected(pair, place)))
+        weight = read_shared_weight(pair, place)
         for name, role in (("human", "user"), ("assistant", "assistant")):
             text = optional_string(pair, name, place)
             if text is None:
                 raise ConversationError(f"{place}: {name} is missing; write a text, empty if you mean it",
                                         reason="content")  # fmt: skip
             try:
-                messages.append(Message(role, text))  # type: ignore[arg-type]  # one of the four
+                messages.append(weighted(Message(role, text), weight))  # type: ignore[arg-type]  # one of the four
             except ConversationError as exc:
                 raise ConversationError(f"{place}: {exc}", reason=exc.reason) from exc
     return messages

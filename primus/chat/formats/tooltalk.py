@@ -9,6 +9,7 @@ with its answer behind it. The answer is the JSON of response and exception, as 
 from collections.abc import Mapping
 from typing import Any
 
+from primus.chat.formats.flags import weighted
 from primus.chat.formats.message_reading import Dialect, read_message, require_list
 from primus.chat.formats.notes import Notes
 from primus.chat.formats.options import SourceOptions
@@ -53,7 +54,8 @@ def _read(entry: object, notes: Notes, place: str) -> list[Message]:
             reason="tool_calls",
         )
     calls = [_call(api, notes, f"{place}: apis[{i}]") for i, api in enumerate(apis)]
-    return [*(part for call in calls for part in call), message]
+    # The calls are the assistant's words of this turn as much as the text behind them.
+    return [*(weighted(part, message.weight) for call in calls for part in call), message]
 
 
 def _call(api: object, notes: Notes, place: str) -> tuple[Message, Message]:

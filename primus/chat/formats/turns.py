@@ -8,12 +8,14 @@ decrease. `system` and `tools` are those of the whole conversation.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from primus.chat.formats.message_reading import Dialect, read_message, with_system
+from primus.chat.formats.flags import refuse_rejected
+from primus.chat.formats.message_reading import SYSTEM_FIELDS, Dialect, read_message, with_system
 from primus.chat.formats.notes import Notes
 from primus.chat.formats.options import SourceOptions
 from primus.chat.formats.sharegpt import ROLES
 from primus.chat.formats.tools import read_tools
-from primus.chat.formats.values import optional_string, type_name
+from primus.chat.formats.values import only_string, type_name
+from primus.chat.formats.weights import cell_value
 from primus.chat.messages import Conversation, Message
 from primus.chat.reading import Row
 from primus.errors import ConversationError
@@ -23,8 +25,7 @@ TURN_COLUMNS = ("turn", "turn_id", "turn_index", "turn_idx", "message_index", "i
 _ROLE_COLUMNS = ("role", "from", "speaker", "sender")
 _CONTENT_COLUMNS = ("content", "value", "text", "message", "utterance")
 DIALECT = Dialect(_ROLE_COLUMNS, _CONTENT_COLUMNS, ROLES, any_case=True)
-_NUMBERS = ("weight", "loss_weight", "train", "trainable", "loss", "loss_mask")
-_SHARED = ("system", "tools")
+_SHARED = (*SYSTEM_FIELDS, "tools")
 
 
 def recognises(row: object, options: SourceOptions) -> bool:
@@ -122,11 +123,12 @@ def join_turns(
                     reason="turn_order",
                 )
             last = number
-        fields = {name: _cell(name, value) for name, value in row.items() if name not in (id_column, turn_column)}
-        for name in _SHARED:
+        fields = {name: cell_value(name, value) for name, value in row.items() if name not in (id_column, turn_column)}
+        # A label stands in one row of the conversation, or in all of them.
+        for name in (*_SHARED, *refuse_rejected(fields, place)):
             fields.pop(name, None)
         messages.append(read_message(fields, notes, place, dialect=DIALECT))
-    return notes.conversation(with_system(messages, optional_string(shared, "system", origins[0]), origins[0]),
+    return notes.conversation(with_system(messages, only_string(shared, SYSTEM_FIELDS, origins[0]), origins[0]),
                               tools=tools)  # fmt: skip
 
 
@@ -134,18 +136,6 @@ def _number(value: object) -> float | None:
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 53:
         return float(value)
     return float(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16 else None
-
-
-def _cell(name: str, value: Any) -> Any:
-    """A cell as a value: a table of text has numbers as text."""
-    if name in _NUMBERS and isinstance(value, str):
-        if value.lower() in ("true", "false"):
-            return value.lower() == "true"
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _shared(rows: Sequence[Mapping[str, Any]], origins: Sequence[str], name: str) -> Any:

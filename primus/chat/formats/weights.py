@@ -1,14 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """The weight of a message's loss, under all its names."""
 
+import struct
 from collections.abc import Mapping
 from typing import Any
 
 from primus.errors import ConversationError
 
 _NUMBERS = ("weight", "loss_weight")
-_SWITCHES = ("train", "trainable", "loss", "loss_mask")
-WEIGHT_FIELDS = (*_NUMBERS, *_SWITCHES, "masked", "mask", "train_detail")
+SWITCHES = ("train", "trainable", "loss", "loss_mask")
+WEIGHT_FIELDS = (*_NUMBERS, *SWITCHES, "masked", "mask", "train_detail")
+
+
+def cell_value(name: str, value: Any) -> Any:
+    """The value of a weight's field in a table, where numbers and booleans are text.
+
+    Args:
+        name: The field.
+        value: Its value.
+
+    Returns:
+        The number or the boolean; the same value if it is neither, or the field is none of a weight.
+    """
+    if not isinstance(value, str) or name not in WEIGHT_FIELDS:
+        return value
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return bool(number) if name == "masked" and number in (0, 1) else number
 
 
 def read_weight(message: Mapping[str, Any], place: str) -> float | None:
@@ -47,6 +69,17 @@ def _weight(name: str, value: object, place: str) -> float:
             return float(value) if name != "masked" else float(not value)
     elif name != "masked" and isinstance(value, int | float) and -1e38 < value < 1e38:
         # A weight is a float32 later, which holds no larger number.
+        _refuse_vanishing(name, value, place)
         return float(value)
     kind = "boolean" if name == "masked" else "number"
     raise ConversationError(f"{place}: {name} is {value!r:.40}, not a {kind}; write 0 or 1", reason="weight")
+
+
+def _refuse_vanishing(name: str, value: float, place: str) -> None:
+    """Refuse a number that the float32 of a weight rounds to 0."""
+    if value and not struct.unpack("<f", struct.pack("<f", value))[0]:
+        raise ConversationError(
+            f"{place}: {name} is {value!r:.40}, which is 0 as a float32; write 0 to keep the answer as context, or a"
+            " larger number",
+            reason="weight",
+        )

@@ -7,15 +7,17 @@ Each entry is one question and its answer; `output_with_loss: false` keeps the a
 from collections.abc import Mapping
 from typing import Any
 
+from primus.chat.formats.flags import read_shared_weight, refuse_rejected
 from primus.chat.formats.message_reading import require_list
 from primus.chat.formats.notes import Notes
 from primus.chat.formats.options import SourceOptions
 from primus.chat.formats.values import optional_string, type_name
+from primus.chat.formats.weights import WEIGHT_FIELDS
 from primus.chat.messages import Conversation, Message
 from primus.errors import ConversationError
 
 FIELD = "conversation"
-_FIELDS = ("system", "input", "output", "output_with_loss")
+_FIELDS = frozenset({"system", "input", "output", "output_with_loss", *WEIGHT_FIELDS})
 
 
 def recognises(row: object, options: SourceOptions) -> bool:
@@ -43,7 +45,7 @@ def _read(entry: object, notes: Notes, place: str) -> list[Message]:
             f"{place}: is a {type_name(entry)}, not an object with input and output; repair the row",
             reason="not_an_object",
         )
-    notes.ignore_others(entry, _FIELDS)
+    notes.ignore_others(entry, _FIELDS | refuse_rejected(entry, place))
     system = optional_string(entry, "system", place)
     texts = {name: optional_string(entry, name, place) for name in ("input", "output")}
     for name, text in texts.items():
@@ -54,11 +56,20 @@ def _read(entry: object, notes: Notes, place: str) -> list[Message]:
         raise ConversationError(
             f"{place}: output_with_loss is a {type_name(is_trained)}, not a boolean; repair the row", reason="weight"
         )
+    weight = read_shared_weight(entry, place)
+    if is_trained is not None:
+        if weight is not None and weight != is_trained:
+            raise ConversationError(
+                f"{place}: says different things about its weight (output_with_loss {is_trained}, and a weight of"
+                f" {weight:g}); keep one",
+                reason="weight",
+            )
+        weight = float(is_trained)
     try:
         return [
             *([Message("system", system)] if system else []),
             Message("user", texts["input"] or ""),
-            Message("assistant", texts["output"] or "", weight=None if is_trained is None else float(is_trained)),
+            Message("assistant", texts["output"] or "", weight=weight),
         ]
     except ConversationError as exc:
         raise ConversationError(f"{place}: {exc}", reason=exc.reason) from exc

@@ -20,7 +20,8 @@ JSON = st.recursive(
 )
 OBJECT_TEXT = st.dictionaries(TEXT, JSON, max_size=3).map(lambda value: json.dumps(value, ensure_ascii=False))
 CALLS = st.lists(st.builds(ToolCall, TEXT, OBJECT_TEXT, st.none() | TEXT), max_size=2).map(tuple)
-WEIGHTS = st.none() | st.floats(0, 1e30) | st.sampled_from([0.0, 1.0, 0.5])
+# A weight that a row may have is one that a float32 holds.
+WEIGHTS = st.none() | st.floats(0, 2.0**100, width=32) | st.sampled_from([0.0, 1.0, 0.5])
 ASSISTANTS = st.builds(
     Message,
     st.just("assistant"),

@@ -84,6 +84,27 @@ def test_rows_are_turns_where_the_map_names_the_conversation() -> None:
         parse_row(rows[0], "a.jsonl:1", options)
 
 
+@pytest.mark.parametrize("name", ["system", "system_prompt"])
+def test_a_system_prompt_and_tools_that_the_map_does_not_name_are_used(name: str) -> None:
+    rows = [{"id": 4, "role": role, "content": "x", name: "s", "tools": [seeds.WEATHER]} for role in ("user", "bot")]
+
+    def read_turns(mapping: dict[str, Any]) -> Conversation:
+        options = SourceOptions(column_map=ColumnMap.from_mapping({"conversation": "id", **mapping}))
+        batch = RowBatch("a.jsonl", decoded=tuple(Row(f"a.jsonl:{i}", value=row) for i, row in enumerate(rows)))
+        [reading] = ConversationBatch(batch, options).readings()
+        assert reading.error is None
+        return reading.conversations[0]
+
+    conversation = read_turns({})
+    assert said(conversation) == [("system", "s"), ("user", "x"), ("assistant", "x")]
+    assert (len(conversation.tools), conversation.ignored_fields) == (1, ())
+    rows[0]["top"] = "t"
+    mapped = {"system": "top", "tools": "schemas"}
+    if name == "system":
+        assert said(read_turns(mapped))[0] == ("system", "t")
+        assert read_turns(mapped).ignored_fields == ("system", "tools")
+
+
 @pytest.mark.parametrize(
     ("row", "mapping", "message"),
     [

@@ -42,6 +42,7 @@ def test_a_weight_has_many_names(fields: dict[str, Any], weight: float | None) -
         ({"masked": 1}, "masked is 1, not a boolean; write 0 or 1"),
         ({"mask": 1}, "mask does not say whether 1 means trained; write weight 0 or 1 instead"),
         ({"train_detail": [{}]}, "train_detail trains parts of a message; write weight 0 or 1 instead"),
+        ({"weight": 1e-46}, "weight is 1e-46, which is 0 as a float32; write 0 to keep the answer as context, or a"),
         ({"weight": 0, "train": True}, r"says different things about its weight \(train True, weight 0\); keep one"),
     ],
 )
@@ -70,8 +71,9 @@ def test_two_different_reasonings_are_refused() -> None:
         ("<think>a</think>b", "a", "b"),
         ("<think> a\n\nb </think>\n\n\n", " a\n\nb ", ""),
         ("<think>\n\n</think>\n\n4", None, "4"),
-        ("<think>a</think>b<think>c</think>", "a", "b<think>c</think>"),
-        (" <think>a</think>b", None, " <think>a</think>b"),
+        (" \n<think>a</think>b", "a", "b"),
+        ("<think></think>b", None, "b"),
+        (" 4 <think>a</think>", None, " 4 <think>a</think>"),
         ("4", None, "4"),
     ],
 )
@@ -79,6 +81,18 @@ def test_a_think_element_is_kept_unless_it_is_to_be_split_off(content: str, reas
     message = {"role": "assistant", "content": content}
     assert read(message) == Message("assistant", content)
     assert read(message, think="split") == Message("assistant", rest, reasoning=reasoning)
+
+
+@pytest.mark.parametrize("content", ["<think></think>b", " <think>\n \n</think>\n\nb", "<think></think>"])
+def test_an_empty_think_element_is_counted_where_it_is_dropped(content: str) -> None:
+    messages = [{"role": "user", "content": "<think></think>"}, {"role": "assistant", "content": content}]
+    [split] = parse_row(messages, "a.jsonl:1", SourceOptions(think="split"))
+    assert split.ignored_fields == ("empty <think> elements",)
+    [kept] = parse_row(messages, "a.jsonl:1", SourceOptions())
+    assert kept.ignored_fields == ()
+    messages[1]["content"] = "<think>a</think>b"
+    [split] = parse_row(messages, "a.jsonl:1", SourceOptions(think="split"))
+    assert split.ignored_fields == ()
 
 
 def test_only_an_assistant_thinks() -> None:
@@ -91,6 +105,18 @@ def test_only_an_assistant_thinks() -> None:
     ("fields", "message"),
     [
         ({"content": "<think>a"}, "content begins with <think>, which is never closed; repair the row, or leave it"),
+        ({"content": " <think>a"}, "content begins with <think>, which is never closed; repair the row, or leave it"),
+        (
+            {"content": "<think>a</think>b<think>c</think>d"},
+            "content has another tag of <think> besides the element at",
+        ),
+        ({"content": "<think></think>b<think>c</think>d"}, "content has another tag of <think> besides the element at"),
+        (
+            {"content": "<think>a<think>b</think>c</think>d"},
+            "content has another tag of <think> besides the element at",
+        ),
+        ({"content": "<think>a</think>b</think>c"}, "content has another tag of <think> besides the element at its"),
+        ({"content": "<think>a</think>b<think>c"}, "content has another tag of <think> besides the element at its"),
         ({"content": "<think>a</think>b", "reasoning": "c"}, "has reasoning beside a <think> element in its content"),
     ],
 )

@@ -2,11 +2,13 @@
 """What a row of each format becomes, message by message."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from primus.chat import Conversation, Message, parse_conversation
+from primus.chat.conversations import read_conversations
 from primus.chat.formats import SourceOptions, parse_row
 from tests.unit_tests.chat import seed_rows as seeds
 
@@ -76,6 +78,22 @@ EXPECTED: list[tuple[Any, list[str]]] = [
     ({"prompt": seeds.BARE[:1], "response": "x"}, ["user 'Hi'", "assistant 'x'"]),
     ({"chosen": seeds.BARE, "rejected": seeds.BARE}, ["user 'Hi'", "assistant 'Hello'"]),
     ({"prompt": "Hi", "chosen": seeds.BARE}, ["user 'Hi'", "assistant 'Hello'"]),
+    ({"prompt": "Summarize", "input": "TEXT", "completion": "a"}, ["user 'Summarize\\n\\nTEXT'", "assistant 'a'"]),
+    ({"instruction": "a", "context": "b", "completion": "c"}, ["user 'a\\n\\nb'", "assistant 'c'"]),
+    ({"instruction": "a", "input": "b", "history": [["1", "2"]], "system": "s", "chosen": "c", "rejected": "d"},
+     ["system 's'", "user '1'", "assistant '2', weight 0", "user 'a\\n\\nb'", "assistant 'c'"]),
+    ({"prompt": "a", "input": "", "history": [], "completion": [{"role": "assistant", "content": "b"}]},
+     ["user 'a'", "assistant 'b'"]),
+    ({"prompt": "a", "input": "b", "chosen": [{"role": "user", "content": "a\n\nb"}, *seeds.BARE[1:]]},
+     ["user 'a\\n\\nb'", "assistant 'Hello'"]),
+    ({"system_prompt": "s", "messages": seeds.BARE}, ["system 's'", "user 'Hi'", "assistant 'Hello'"]),
+    ({**seeds.PAIRS, "system": None, "system_prompt": "t"}, ["system 't'", "user 'a'", "assistant 'b'"]),
+    ({"system_prompt": "s", "conversations": [{"from": "gpt", "value": "a"}]}, ["system 's'", "assistant 'a'"]),
+    ({"system_prompt": "s", "messages": [{"role": "assistant", "content": [{"type": "text", "value": "x"}]}]},
+     ["system 's'", "assistant 'x'"]),
+    ({"system_prompt": [{"type": "text", "text": "s"}], "system": None, "messages": [
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t"}]}, *seeds.BARE[1:]]},
+     ["system 's'", "tool '', for t", "assistant 'Hello'"]),
     ({"prompt": "Hi", "completion": "x", "label": True}, ["user 'Hi'", "assistant 'x'"]),
     ({"system": "s", "messages": seeds.BARE}, ["system 's'", "user 'Hi'", "assistant 'Hello'"]),
     ({"system": "s", "messages": [{"role": "system", "content": "s"}, *seeds.BARE]},
@@ -162,3 +180,28 @@ def test_the_same_conversation_is_read_from_every_format() -> None:
         {"conversation": [{"role": m["role"], "text": m["content"], "apis": []} for m in messages]},
     ]
     assert len({read(row).content_hash for row in rows}) == 1
+
+
+def test_the_input_of_a_completion_is_remembered_as_that_of_an_instruction() -> None:
+    fields = {"instruction": "Summarize", "input": "THE TEXT"}
+    assert read({**fields, "completion": "a"}).messages == read({**fields, "output": "a"}).messages
+
+
+def test_a_prompt_of_a_table_keeps_its_context(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('prompt,context,history,completion\na,b,"[[""1"", ""2""]]",c\n', encoding="utf-8")
+    [reading] = read_conversations([path], SourceOptions())
+    assert lines(reading.conversations[0]) == [
+        "user '1'",
+        "assistant '2', weight 0",
+        "user 'a\\n\\nb'",
+        "assistant 'c'",
+    ]
+
+
+def test_a_flat_tree_says_that_its_answers_were_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    rows = [{**row, "review_result": row["role"] == "prompter"} for row in seeds.FLAT_TREE]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    [reading] = read_conversations([path], SourceOptions())
+    assert "every answer of the tree is left out (messages that reviewers refused, with what" in str(reading.error)

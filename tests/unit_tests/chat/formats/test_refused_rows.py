@@ -23,10 +23,18 @@ USE = {"type": "tool_use", "id": "t", "name": "f", "input": {}}
 RESULT = {"type": "tool_result", "tool_use_id": "t", "content": "r"}
 TEXT = {"type": "text", "text": "x"}
 
+
+def left_out(why: dict[str, Any]) -> dict[str, Any]:
+    return {"prompt": {"role": "prompter", "text": "a", "replies": [{"role": "assistant", "text": "b", **why}]}}
+
+
 REFUSED: list[tuple[Any, str, str]] = [
     # openai
     ({"system": "s", "messages": [{"role": "system", "content": "t"}, ASSISTANT]}, "system",
      "has one system prompt beside its messages and another one in them; keep one"),
+    *(({**row, "system": "s", "system_prompt": "t"}, "ambiguous", "'system' and 'system_prompt' mean the same, and the")
+      for row in ({"messages": seeds.BARE}, seeds.PAIRS, {"conversations": seeds.SHAREGPT["conversations"]},
+                  seeds.LLAMAFACTORY, {**seeds.ANTHROPIC, "system": None})),
     ({"messages": [USER, ASSISTANT], "label": False}, "rejected_answer",
      "label is false, so the answer is an example of a bad one; drop the row, or label to train it"),
     ({"messages": [USER, {**ASSISTANT, "content": [{"type": "image_url"}]}]}, "content_part",
@@ -92,6 +100,12 @@ REFUSED: list[tuple[Any, str, str]] = [
     # oasst
     ({"prompt": {"role": "prompter", "text": "a", "replies": []}}, "no_assistant",
      "no message of the tree is an assistant's answer, so there is nothing to train; drop the row"),
+    (left_out({"review_result": False}), "no_assistant",
+     "every answer of the tree is left out (messages that reviewers refused, with what stands behind them), so there"),
+    (left_out({"deleted": True}), "no_assistant", "every answer of the tree is left out (deleted messages, with what"),
+    ({"prompt": {**left_out({})["prompt"], "review_result": False}}, "no_assistant", "every answer of the tree is"),
+    ({"prompt": {"role": "prompter", "text": "a", "deleted": True, "replies": []}}, "no_assistant",
+     "no message of the tree is an assistant's answer, so there is nothing to train; drop the row"),
     ({"prompt": {"role": "prompter", "text": "a", "replies": {}}}, "messages_type", "prompt: replies is a object, not"),
     ({"prompt": {"role": "prompter", "text": "a", "replies": [{"role": "bot", "text": "b"}]}}, "role",
      "prompt.replies[0]: unknown role 'bot'; use one of"),
@@ -109,6 +123,15 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"prompt": "a", "completion": 5}, "field_type", "'completion' is a number, not a string or a list of messages"),
     ({"prompt": "a", "chosen": [{"role": "user", "content": "b"}, ASSISTANT]}, "ambiguous",
      "chosen begins with a message of the user that is not the prompt; keep one of them"),
+    ({"prompt": seeds.BARE[:1], "completion": "a", "input": "x"}, "ambiguous",
+     "has 'input' beside messages or a transcript, where it has no place; write it as one of their turns, or drop it"),
+    ({"prompt": seeds.BARE[:1], "chosen": "a", "history": [["x", "y"]]}, "ambiguous", "has 'history' beside messages"),
+    ({"chosen": seeds.BARE, "context": "x"}, "ambiguous", "has 'context' beside messages or a transcript, where it"),
+    ({**seeds.HH_CUT, "input": "x"}, "ambiguous", "has 'input' beside messages or a transcript, where it has no"),
+    ({"prompt": "Hi", "chosen": seeds.BARE, "input": "x"}, "ambiguous", "chosen begins with a message of the user"),
+    ({"prompt": "a", "completion": "b", "input": "x", "context": "y"}, "ambiguous", "'input' and 'context' mean the"),
+    ({"prompt": "a", "completion": "b", "input": 5}, "field_type", "'input' is a number, not a string; repair the row"),
+    ({"prompt": "a", "completion": "b", "history": "x"}, "history", "history is a string, not a list of pairs"),
     ({"prompt": "a\ud800", "completion": "b"}, "encoding", "prompt: content has the lone surrogate U+D800"),
     # turns, questions
     (seeds.TABLE[0], "part_of_a_conversation",
@@ -139,3 +162,14 @@ def test_a_field_that_looks_like_messages_is_named() -> None:
     row = {"id": 1, "steps": [{"n": 1}], "traj": [{"role": "user", "content": "q"}]}
     with pytest.raises(ConversationError, match=r"; if 'traj' holds the messages, set sft_messages_field .* to it$"):
         parse_row(row, "a.jsonl:1", SourceOptions())
+
+
+@pytest.mark.parametrize(
+    "row",
+    [USER, {**ASSISTANT, "content": None, "tool_calls": []}, {"from": "human", "value": "x", "id": 5}],
+)
+def test_a_row_that_is_one_message_is_told_to_be_wrapped(row: Any) -> None:
+    hint = 'it looks like one message: if the file is one conversation, wrap its messages in a list as {"messages": ['
+    with pytest.raises(ConversationError, match=re.escape(hint)) as refused:
+        parse_row(row, "a.json[0]", SourceOptions())
+    assert str(refused.value).endswith("name the column that tells them apart with --conversation-id")
