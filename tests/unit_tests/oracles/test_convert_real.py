@@ -84,24 +84,26 @@ def test_every_row_is_written_or_in_the_ledger(file: str, conversations_dir: Pat
     num_rows, num_conversations, reasons = FILES[file]
     source, target = conversations_dir / file, tmp_path / "out.jsonl"
     arguments = [str(source), str(target), "--bad-rows", "quarantine", *OPTIONS.get(file, [])]
-    if num_conversations:
-        assert convert.run(arguments) == 0
-    else:
-        with pytest.raises(DataError, match=f"none of {num_rows} rows gave a conversation"):
+    if not num_conversations:
+        with pytest.raises(DataError, match=f"none of {num_rows} rows gave a conversation") as refused:
             convert.run(arguments)
+        for reason, count in reasons.items():
+            assert f"; {count} bad:{reason} (" in str(refused.value)
+        assert sum(reasons.values()) == num_rows
+        assert list(tmp_path.iterdir()) == []
+        return
+    assert convert.run(arguments) == 0
     document = ledger(target)
     num_bad = sum(reasons.values())
     outcomes = {f"bad:{reason}": count for reason, count in reasons.items()}
-    assert document["outcomes"] == (outcomes if num_bad == num_rows else {**outcomes, "converted": num_rows - num_bad})
+    assert document["outcomes"] == {**outcomes, "converted": num_rows - num_bad}
     assert (document["num_rows"], document["num_conversations"]) == (num_rows, num_conversations)
     assert num_conversations == num_rows - num_bad - document["num_joined"] + document["num_branches"]
     assert sum(map(len, document["origins"].values())) == num_bad
     if num_bad:
         assert len(list(read_rows(f"{target}.bad.jsonl"))) == num_bad
-    assert target.exists() == bool(num_conversations)
-    if num_conversations:
-        parsed = [parse_conversation(row.value, origin=row.origin) for row in read_rows(target)]
-        assert len(parsed) == num_conversations
+    parsed = [parse_conversation(row.value, origin=row.origin) for row in read_rows(target)]
+    assert len(parsed) == num_conversations
 
 
 @pytest.mark.parametrize("options", [[], ["--tools", "render"], EVERY_FIX_UP], ids=["plain", "render", "fix-ups"])
