@@ -8,28 +8,29 @@ A batch is converted by itself, in any process; the account of the whole is the 
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from primus.chat.conversations import ConversationBatch, Reading
-from primus.chat.fixups import NOTHING_LEFT, FixUps, repair
+from primus.chat.fixups import NOTHING_LEFT, FixUps, Repaired, repair
 from primus.chat.formats import detect_formats
-from primus.chat.messages import Conversation
 from primus.chat.reading import Row
 from primus.chat.writing import to_row
 from primus.errors import ConversationError
 from primus.sft.ledger import CONVERTED, Ledger
-from primus.sft.tools_as_text import render_tools
+from primus.sft.tools_as_text import num_tool_messages, render_tools
 from primus.sft.workers import Job
 
 Tools = Literal["keep", "render"]
 
+_RENDER_TOOLS = "render_tools"
 _DONE = {
     "strip": "stripped",
     "drop_empty_turns": "dropped",
     "drop_leading_assistant": "dropped",
     "merge_consecutive": "joined to the one before",
+    _RENDER_TOOLS: "with tools written as text",
 }
 
 
@@ -54,8 +55,8 @@ class ConversionCounts:
 
     Attributes:
         ledger: What became of every row, and how many conversations that makes.
-        fixed_messages: How many messages each fix-up changed.
-        fixed_conversations: How many conversations each fix-up changed.
+        fixed_messages: How many messages each fix-up changed, and how many `render_tools` wrote as text.
+        fixed_conversations: How many conversations each of them changed.
         formats: How many rows of each file were recognised as which format; empty if the format was named.
     """
 
@@ -155,39 +156,51 @@ class ConversionJob(Job[ConversationBatch, ConvertedBatch]):
         for reading in batch.readings():
             if batch.options.format == "auto":
                 found.update(detect_formats(reading.rows, batch.options))
-            if reading.error is not None:
-                _set_aside(converted, reading, reading.error)
-            else:
-                lines += self._lines(converted.counts, reading)
+            try:
+                lines += _lines(converted.counts, reading, self._repaired(reading))
+            except ConversationError as exc:
+                _set_aside(converted, reading, exc)
         if found:
             converted.counts.formats[converted.path] = found
         converted.text = "".join(lines).encode()
         return converted
 
-    def _lines(self, counts: ConversionCounts, reading: Reading) -> list[str]:
-        lines: list[str] = []
+    def _repaired(self, reading: Reading) -> list[Repaired]:
+        """The conversations of which something is left, with what was done to them."""
+        if reading.error is not None:
+            raise reading.error
+        left: list[Repaired] = []
         for conversation in reading.conversations:
             try:
-                lines.append(self._line(counts, conversation))
+                repaired = repair(conversation, self.fix_ups)
             except ConversationError as exc:
                 if exc.reason != NOTHING_LEFT:
                     raise
-        counts.ledger.record_together(
-            CONVERTED if lines else NOTHING_LEFT,
-            origins=[row.origin for row in reading.rows],
-            num_conversations=len(lines),
-            num_dropped=len(reading.conversations) - len(lines),
-        )
-        ignored = {name for conversation in reading.conversations for name in conversation.ignored_fields}
-        counts.ledger.ignored_fields.update(sorted(ignored))
-        return lines
+                continue
+            left.append(self._rendered(repaired))
+        return left
 
-    def _line(self, counts: ConversionCounts, conversation: Conversation) -> str:
-        repaired = repair(conversation, self.fix_ups)
+    def _rendered(self, repaired: Repaired) -> Repaired:
+        num_rendered = num_tool_messages(repaired.conversation) if self.tools == "render" else 0
+        if not num_rendered:
+            return repaired
+        counts = repaired.counts + Counter({_RENDER_TOOLS: num_rendered})
+        return Repaired(render_tools(repaired.conversation), counts)
+
+
+def _lines(counts: ConversionCounts, reading: Reading, left: Sequence[Repaired]) -> list[str]:
+    for repaired in left:
         counts.fixed_messages.update(repaired.counts)
         counts.fixed_conversations.update(repaired.counts.keys())
-        conversation = render_tools(repaired.conversation) if self.tools == "render" else repaired.conversation
-        return json.dumps(to_row(conversation), ensure_ascii=False) + "\n"
+    counts.ledger.record_together(
+        CONVERTED if left else NOTHING_LEFT,
+        origins=[row.origin for row in reading.rows],
+        num_conversations=len(left),
+        num_dropped=len(reading.conversations) - len(left),
+    )
+    ignored = {name for conversation in reading.conversations for name in conversation.ignored_fields}
+    counts.ledger.ignored_fields.update(sorted(ignored))
+    return [json.dumps(to_row(repaired.conversation), ensure_ascii=False) + "\n" for repaired in left]
 
 
 def _set_aside(converted: ConvertedBatch, reading: Reading, error: ConversationError) -> None:

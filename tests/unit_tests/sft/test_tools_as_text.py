@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tools as text: what ChatML would train of the conversation with tools is what stands in the messages."""
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from primus.chat import Conversation, Message, ToolCall
+from primus.errors import ConversationError
 from primus.sft.formatters import OpenAIMessagesFormatter
-from primus.sft.tools_as_text import render_tools
+from primus.sft.tools_as_text import TOOL_ORDER, num_tool_messages, render_tools
 
 TOOLS = ('{"type": "function", "function": {"name": "time"}}', '{"type": "function", "function": {"name": "date"}}')
 CALLS = (ToolCall("time", '{"zone": "UTC"}', id="1"), ToolCall("date", "{}", id="2"))
@@ -78,3 +83,87 @@ def test_a_conversation_without_tools_is_the_same_object() -> None:
 def test_rendered_tools_are_rendered_once() -> None:
     rendered = render_tools(CONVERSATION)
     assert render_tools(rendered) is rendered
+
+
+def test_the_messages_that_become_text_are_counted() -> None:
+    assert num_tool_messages(CONVERSATION) == 6, "definitions, two messages with calls, three answers"
+    assert num_tool_messages(render_tools(CONVERSATION)) == 0
+
+
+# --- which answer is that of which call ---
+
+
+def calling(*names: str) -> Message:
+    """A message with calls; capital letters are ids, small ones names of calls without an id."""
+    calls = (ToolCall("f", "{}", id=name) if name.isupper() else ToolCall(name, "{}") for name in names)
+    return Message("assistant", "", tool_calls=tuple(calls))
+
+
+def answers(*names: str | None) -> list[Message]:
+    return [
+        Message("tool", f"answer {name}", tool_call_id=name)
+        if name is None or name.isupper()
+        else Message("tool", f"answer {name}", name=name)
+        for name in names
+    ]
+
+
+AND, YES = Message("user", "And?"), Message("assistant", "Yes.")
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [calling("A", "B"), *answers("B", "A")],
+        [calling("A", "B"), *answers("B")],
+        [calling("A"), calling("B"), *answers("B", "A")],
+        [calling("A", "B"), *answers("A", "A", "B")],
+        [calling("A", "B"), *answers("A", "B", "A")],
+        [calling("A", "B"), *answers(None, "A")],
+        [calling("A", "B", "C"), *answers("A"), YES, *answers("C", "B")],
+        [calling("A"), AND, calling("B"), *answers("B", "A")],
+        [calling("A", "A", "B"), *answers("A", "B", "A")],
+        [calling("x", "y"), *answers("y", "x")],
+    ],
+    ids=lambda messages: " ".join(m.content or "+".join(c.id or c.name for c in m.tool_calls) for m in messages),
+)
+def test_answers_in_another_order_than_the_calls_are_refused(messages: list[Message]) -> None:
+    with pytest.raises(
+        ConversationError, match=r"a:1: turn \d \(tool\) answers the call '\w', but as text it is"
+    ) as bad:
+        render_tools(Conversation((AND, *messages), origin="a:1"))
+    assert bad.value.reason == TOOL_ORDER
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [calling("A", "B"), *answers("A", "B")],
+        [calling("A", "B"), *answers("A")],
+        [calling("A", "B"), *answers("A"), YES, *answers("B")],
+        [calling("A"), calling("B"), *answers("A", "B"), YES],
+        [calling("A"), *answers("A", "A")],
+        [calling("A"), AND, calling("B"), *answers("B", "B")],
+        [calling("A", "B"), *answers("A", "B"), calling("A", "B"), *answers("A", "B")],
+        [calling("A", "B"), *answers("X", "Y")],
+        [calling("A", "B"), *answers(None, "B", None)],
+        [calling("x", "y"), *answers("x", "y", "z")],
+        [calling("x", "y"), *answers("A", "B")],
+        [*answers("A", "b", None), YES],
+    ],
+    ids=lambda messages: " ".join(m.content or "+".join(c.id or c.name for c in m.tool_calls) for m in messages),
+)
+def test_answers_that_the_order_tells_apart_are_written(messages: list[Message]) -> None:
+    conversation = Conversation((AND, *messages, YES))
+    text = "".join(message.content for message in render_tools(conversation).messages)
+    assert text.count("<tool_response>") == sum(message.role == "tool" for message in messages)
+
+
+@given(st.permutations("ABCD"))
+def test_of_all_orders_of_answers_only_that_of_the_calls_is_written(order: list[str]) -> None:
+    conversation = Conversation((AND, calling(*"ABCD"), *answers(*order)))
+    if order == list("ABCD"):
+        assert render_tools(conversation) != conversation
+    else:
+        with pytest.raises(ConversationError, match="keep tools as fields"):
+            render_tools(conversation)

@@ -228,6 +228,27 @@ def test_tools_can_be_rendered_into_the_contents(tmp_path: Path) -> None:
     assert row.value["messages"][3]["content"] == "<tool_response>\n12:00\n</tool_response>"
 
 
+def test_rendered_tools_are_counted_and_a_lost_order_is_a_bad_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = [{"id": name, "function": {"name": "now", "arguments": {}}} for name in "AB"]
+    answers = [{"role": "tool", "content": name, "tool_call_id": name} for name in "BA"]
+    turned = {"messages": [{"role": "user", "content": "When?"}, {"role": "assistant", "tool_calls": calls}, *answers]}
+    source, target = write(tmp_path / "in.jsonl", [CALLS, turned, OPENAI, CALLS]), tmp_path / "out.jsonl"
+    run(source, target)
+    assert ledger(target)["fix_ups"] == {}
+    problem = refuse(source, target, "--force", "--tools", "render")[0]
+    assert problem.startswith(
+        f"{source}:2: turn 2 (tool) answers the call 'B', but as text it is read as the answer of"
+    )
+    capsys.readouterr()
+    run(source, target, "--force", "--tools", "render", "--bad-rows", "quarantine", "--strip")
+    document = ledger(target)
+    assert document["outcomes"] == {"converted": 3, "bad:tool_order": 1}
+    assert document["fix_ups"] == {"render_tools": {"messages": 6, "conversations": 2}}
+    assert "  render_tools: 6 messages with tools written as text, in 2 conversations\n" in capsys.readouterr().out
+
+
 def test_fix_ups_are_made_only_when_named_and_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write(tmp_path / "in.jsonl", [UNTIDY, OPENAI, GREETING])
     run(source, tmp_path / "same.jsonl")
