@@ -68,18 +68,32 @@ def map_batches(job: Job[Batch, Result], batches: Iterable[Batch], *, num_worker
     executor = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start, initargs=(job,))
     rest = iter(batches)
     try:
-        waiting = deque(executor.submit(_handle, batch) for batch in islice(rest, _WAITING_PER_WORKER * num_workers))
+        waiting = deque(_submit(executor, batch) for batch in islice(rest, _WAITING_PER_WORKER * num_workers))
     except BaseException:
         executor.shutdown(cancel_futures=True)
         raise
     return _in_order(executor, waiting, rest)
 
 
+def _submit(executor: ProcessPoolExecutor, batch: Any) -> Future[Any]:
+    """Submit a batch; a process that this starts can't be reached by Ctrl-C before it ignores it.
+
+    Where signals can't be held back, it is reached while it starts, and says so.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        return executor.submit(_handle, batch)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return executor.submit(_handle, batch)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _in_order(executor: ProcessPoolExecutor, waiting: deque[Future[Any]], rest: Iterator[Any]) -> Iterator[Any]:
     try:
         while waiting:
             result = waiting.popleft().result()
-            waiting.extend(executor.submit(_handle, batch) for batch in islice(rest, 1))
+            waiting.extend(_submit(executor, batch) for batch in islice(rest, 1))
             yield result
     except BrokenProcessPool as exc:
         raise DataError(
