@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`primus data check` next to TRL's tokenization of the same file, in one run: rows per second.
 
-    python benchmarks/check_speed.py [--file FILE.jsonl] [--tokenizer DIR] [--rows 20000] [--processes 2]
+    python benchmarks/check_speed.py [--file FILE.jsonl] [--tokenizer FILE] [--rows 20000] [--processes 2]
 
 TRL is asked for what its trainer does before training with `assistant_only_loss`: `SFTTrainer._prepare_dataset`, called
 on a loaded data set, with the package's own training template of Qwen2.5, in 1 process and in several. The time of
@@ -56,7 +56,7 @@ def prepare_with_trl(file: str, tokenizer: str, *, processes: int) -> None:
 
     Args:
         file: The JSONL file.
-        tokenizer: The tokenizer's folder.
+        tokenizer: Its `tokenizer.json`, or the tokenizer's folder.
         processes: `dataset_num_proc`.
     """
     import datasets  # noqa: PLC0415
@@ -106,7 +106,7 @@ def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--file", type=Path)
-    parser.add_argument("--tokenizer", default=str(ROOT / "examples/data/demo-tokenizer"))
+    parser.add_argument("--tokenizer", default=str(ROOT / "examples/data/demo-tokenizer/tokenizer.json"))
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument(TRL_WORDS, type=int, help=argparse.SUPPRESS)
