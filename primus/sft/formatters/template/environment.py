@@ -8,7 +8,7 @@ may not run or grow for ever.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -23,11 +23,18 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from primus.errors import ConfigError, RenderError
+from primus.sft.formatters.template.limits import (
+    MAX_CHARS,
+    center_modestly,
+    check_method,
+    format_modestly,
+    is_modest_format,
+    limited,
+    within_limit,
+)
 
 MAX_STEPS = 10_000_000
 """Passes of all loops together in one render."""
-MAX_CHARS = 1 << 25
-"""Characters of a text that a template puts together."""
 MAX_BITS = 1 << 16
 """Bits of a power that a template computes."""
 
@@ -60,6 +67,8 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, jinja2.ext.loopcontrols])
         self.steps = 0
         self.filters["tojson"] = to_json
+        self.filters["format"] = format_modestly
+        self.filters["center"] = center_modestly
         self.filters[_STEP] = _count_step
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = now.strftime
@@ -84,10 +93,21 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             for factor, times in ((left, right), (right, left)):
                 if isinstance(times, int) and hasattr(factor, "__len__") and len(factor) * times > MAX_CHARS:
                     raise OverflowError(f"a sequence of {len(factor) * times} items is above {MAX_CHARS}")
-        if operator == "%" and isinstance(left, str) and not _is_modest_format(left):
+        are_numbers = isinstance(left, int) and isinstance(right, int)
+        if operator == "*" and are_numbers and left.bit_length() + right.bit_length() > MAX_BITS:
+            raise OverflowError(f"a product of more than {MAX_BITS} bits")
+        are_lists = isinstance(left, list | tuple) and isinstance(right, list | tuple)
+        if operator == "+" and are_lists and len(left) + len(right) > MAX_STEPS:
+            raise OverflowError(f"a list of more than {MAX_STEPS} items")
+        if operator == "%" and isinstance(left, str) and not is_modest_format(left):
             raise OverflowError("a format with a width above 3 digits")
         result = super().call_binop(context, operator, left, right)
         return limited(result) if isinstance(result, str) else result
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805, PYI063 - as there
+        """Call something, unless it is a method that would make a text of a size that only an attack has."""
+        check_method(__obj, args)
+        return super().call(__context, __obj, *args, **kwargs)
 
     def generation(self, caller: Macro) -> str:
         """What `{% generation %}` writes: its body."""
@@ -261,9 +281,10 @@ def compile_template(
 
 
 def count_loops(tree: nodes.Template) -> None:
-    """Let every pass of every loop be counted, so that a template cannot run for ever."""
-    for loop in tree.find_all(nodes.For):
-        loop.body.insert(0, nodes.ExprStmt(hidden_filter(_STEP, nodes.Const(None))).set_lineno(loop.lineno))
+    """Let every pass of every loop and every macro be counted, so that a template cannot run for ever."""
+    for body in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
+        step = nodes.ExprStmt(hidden_filter(_STEP, nodes.Const(None))).set_lineno(body.lineno)
+        body.body.insert(0, step)  # type: ignore[attr-defined]  # all three have one
 
 
 def hidden_filter(name: str, operand: nodes.Expr) -> nodes.Filter:
@@ -297,31 +318,6 @@ def _count_step(context: Context, value: None) -> None:  # noqa: ARG001 - a filt
     environment.steps += 1
     if environment.steps > MAX_STEPS:
         raise OverflowError(f"its loops make more than {MAX_STEPS} passes")
-
-
-def limited(text: str) -> str:
-    """The text, unless it is longer than a template may make it."""
-    if len(text) > MAX_CHARS:
-        raise OverflowError(f"a text of {len(text)} characters is above {MAX_CHARS}")
-    return text
-
-
-def within_limit(pieces: Iterable[str]) -> Iterator[str]:
-    """The pieces of a text, unless they are more together than a template may make."""
-    length = 0
-    for piece in pieces:
-        length += len(piece)
-        if length > MAX_CHARS:
-            raise OverflowError(f"a text of more than {MAX_CHARS} characters")
-        yield piece
-
-
-def _is_modest_format(text: str) -> bool:
-    return "*" not in text and not any(len(digits) > len("999") for digits in _digit_groups(text))
-
-
-def _digit_groups(text: str) -> list[str]:
-    return "".join(character if character.isdigit() else " " for character in text).split()
 
 
 def _raise_exception(message: object) -> NoReturn:

@@ -15,6 +15,7 @@ from primus.sft.formatters.rendered import RenderedConversation
 from primus.sft.formatters.template.agreement import check_generations
 from primus.sft.formatters.template.conversion import MessageForm, template_messages, template_tools
 from primus.sft.formatters.template.environment import ChatTemplate, template_variables
+from primus.sft.formatters.template.followed import follows_everything
 from primus.sft.formatters.template.leaks import WRITTEN_FIELDS, LetterShift, is_compared, leaked, uncovered
 from primus.sft.formatters.template.origin import EXACT
 from primus.sft.formatters.template.shape import find_form, find_shape
@@ -76,6 +77,7 @@ class TemplateFormatter:
         self._plain = ChatTemplate(source, origin=origin, now=now)
         self._tracked = TrackedTemplate(source, origin=origin, now=self._plain.now)
         self._shift = LetterShift(source, environment=self._plain.environment, controls=self._controls)
+        self._follows_everything = follows_everything(self._plain.environment.parse(source))
         self._lock = RLock()
         self.num_renders = 0
         self._form = find_form(self._probe_form)
@@ -161,8 +163,15 @@ class TemplateFormatter:
         """Look for copies that no run tells of, where there can be some that matter.
 
         These are copies of what the assistant wrote, if not all of it is in the text, and of strings that spell control
-        tokens, which would stand in the text as if the template had written them.
+        tokens, which would stand in the text as if the template had written them. A template that uses what can lose
+        origins is looked at with everything changed that anybody says.
         """
+        if not self._follows_everything:
+            changed = self._render_tracked(request, change=lambda source: self._shift(source.text))
+            if leaked(render, changed):
+                _refuse(
+                    request.origin, "it copies text by a way that can't be followed, or its words depend on the text"
+                )
         is_assistant = [message.role == "assistant" for message in request.messages]
 
         def is_written(source: Source) -> bool:

@@ -103,6 +103,7 @@ class SpanFinder:
             others = {other for other in self._shape.headers.values() if other and other.strip()}
             found = max((words.rfind(other) + len(other) for other in others if other in words), default=None)
         if found is not None:
+            self._refuse_other_header(header or "", words, found, turn=turn.turn, origin=origin)
             return _place(front, found)
         follows_other = any(not atom.is_own for atom in turn.atoms if own is None or atom.start < own.start)
         if header == "" and not follows_other:
@@ -114,6 +115,14 @@ class SpanFinder:
             why = f"it opens with {words.strip()[:40]!r}, and a generation prompt is {header!r}"
             _refuse(origin, turn.turn, why)
         return _place(front, len(words) - len(words.lstrip()))  # no header at all, but what calls begin with
+
+    def _refuse_other_header(self, header: str, words: str, found: int, *, turn: int, origin: str) -> None:
+        """Refuse a header that goes on in other words than the prompt's: tags may differ, as of empty thoughts."""
+        if any(words[:found].endswith(whole) for whole in (header, *self._shape.headers.values()) if whole):
+            return
+        rest, opening = TOKEN.findall(words[found:].strip()), TOKEN.findall(self._shape.call_opening)
+        if any(unit.isalnum() for unit in rest) and opening[-len(rest) :] != rest:
+            _refuse(origin, turn, f"it opens with {words.strip()[:40]!r}, and a generation prompt is {header!r}")
 
     def _call_end(self, text: str, start: int, end: int, turn: Turn, origin: str) -> int:
         """Where what the assistant wrote ends, and what a tool answered begins."""

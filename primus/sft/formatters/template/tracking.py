@@ -26,9 +26,8 @@ from primus.sft.formatters.template.environment import (
     count_loops,
     failure_text,
     hidden_filter,
-    limited,
-    within_limit,
 )
+from primus.sft.formatters.template.limits import limited, within_limit
 from primus.sft.formatters.template.origin import (
     EXACT,
     WHOLE,

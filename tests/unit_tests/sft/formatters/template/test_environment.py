@@ -2,6 +2,7 @@
 import json
 from datetime import datetime
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -129,3 +130,26 @@ def test_what_a_template_says_itself_is_in_the_message() -> None:
 def test_a_syntax_error_is_one_line_with_the_line_of_the_template(source: str, line: int) -> None:
     with pytest.raises(ConfigError, match=rf"^t.jinja: line {line} is not valid Jinja \(.*\); repair the template$"):
         ChatTemplate(source, origin="t.jinja")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{{ 'a'.ljust(1500000000) }}",
+        "{{ 'a'.zfill(1500000000) }}",
+        "{{ 'a' | center(1500000000) }}",
+        "{{ '%999999999d' | format(1) }}",
+        "{{ '{:>999999999}'.format('a') }}",
+        "{{ ('a' * 30000).replace('a', 'b' * 30000) }}",
+        "{{ ('b' * 30000).join(['a'] * 30000) }}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        "{% set ns = namespace(x=3) %}{% for i in range(60) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
+    ],
+)
+def test_no_macro_method_or_operator_takes_time_or_memory_without_end(source: str) -> None:
+    with (
+        mock.patch("primus.sft.formatters.template.environment.MAX_STEPS", 100_000),
+        pytest.raises(RenderError, match="OverflowError"),
+    ):
+        render_template(source, [], special_tokens={})
