@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -67,11 +68,10 @@ def map_batches(job: Job[Batch, Result], batches: Iterable[Batch], *, num_worker
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start, initargs=(job,))
     rest = iter(batches)
-    try:
+    with ExitStack() as stack:
+        stack.callback(executor.shutdown, cancel_futures=True)
         waiting = deque(_submit(executor, batch) for batch in islice(rest, _WAITING_PER_WORKER * num_workers))
-    except BaseException:
-        executor.shutdown(cancel_futures=True)
-        raise
+        stack.pop_all()  # from here on the results close it
     return _in_order(executor, waiting, rest)
 
 

@@ -106,9 +106,8 @@ def open_beside(path: Path) -> Iterator[Path]:
     try:
         yield part
         part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    finally:
+        part.unlink(missing_ok=True)  # it is there only if the block failed
 
 
 def _compressed(stack: ExitStack, raw: IO[bytes], *, suffix: str) -> Any:
