@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training sequences as flat arrays that lie behind one another, in memory or mapped from files.
+
+N: sequences. T: tokens of all of them. K: token spans of all of them. P: bytes of all origins.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Self
+
+from primus.sft.encoding import EncodedConversation
+
+Int32Array = npt.NDArray[np.int32]
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceArrays:
+    """Tokens of sequences, and what of them is trained.
+
+    A sequence is a conversation, or a part of one where truncation has made several. Sequence `n` has the tokens
+    `tokens_T[token_bounds_N1[n]:token_bounds_N1[n + 1]]`; its spans and its origin lie in theirs in the same way.
+
+    Attributes:
+        tokens_T: Token ids.
+        token_bounds_N1: Where the tokens of each sequence begin, and the number of all behind; shape [N + 1].
+        token_spans_K2: Tokens `[first, last)` of each piece of an assistant turn, counted from the sequence's first.
+        turns_K: Index of the message that a piece belongs to.
+        is_end_K: Whether a piece is the end of its turn, and not its content.
+        weights_K: Factor of the loss of each token of a piece; 0 where it is context only.
+        span_bounds_N1: Where the spans of each sequence begin; shape [N + 1].
+        num_targets_N: Tokens of each sequence that are trained; its first token never is, since nothing predicts it.
+        num_units_N: What each sequence adds to the divisor of the loss: its targets, its trained turns, or 1 for a
+            conversation, as the normaliser says.
+        content_hashes_N16: Content hash of the conversation of each sequence, as bytes.
+        origins_P: Where the conversations came from, UTF-8, one behind another.
+        origin_bounds_N1: Where the origin of each sequence begins; shape [N + 1].
+    """
+
+    tokens_T: Int32Array
+    token_bounds_N1: Int64Array
+    token_spans_K2: Int32Array
+    turns_K: Int32Array
+    is_end_K: npt.NDArray[np.bool_]
+    weights_K: npt.NDArray[np.float32]
+    span_bounds_N1: Int64Array
+    num_targets_N: Int32Array
+    num_units_N: Int32Array
+    content_hashes_N16: npt.NDArray[np.uint8]
+    origins_P: npt.NDArray[np.uint8]
+    origin_bounds_N1: Int64Array
+
+    def __len__(self) -> int:
+        return len(self.num_targets_N)
+
+    def __getitem__(self, index: int) -> EncodedConversation:
+        """The sequence with an index."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"sequence {index} of {len(self)}")
+        tokens = slice(self.token_bounds_N1[index], self.token_bounds_N1[index + 1])
+        spans = slice(self.span_bounds_N1[index], self.span_bounds_N1[index + 1])
+        return EncodedConversation(
+            tokens_T=self.tokens_T[tokens].astype(np.int64),
+            token_spans_K2=self.token_spans_K2[spans].astype(np.int64),
+            turns_K=self.turns_K[spans].astype(np.int64),
+            is_end_K=np.asarray(self.is_end_K[spans]),
+            weights_K=np.asarray(self.weights_K[spans]),
+            origin=self.origin(index),
+        )
+
+    @property
+    def num_tokens_N(self) -> Int64Array:
+        """Tokens of each sequence."""
+        return np.diff(self.token_bounds_N1)
+
+    def origin(self, index: int) -> str:
+        """Where the conversation of a sequence came from, as `file:line`."""
+        return self.origins_P[self.origin_bounds_N1[index] : self.origin_bounds_N1[index + 1]].tobytes().decode()
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """The sequences of several arrays, in order.
+
+        Args:
+            parts: The arrays; without any there are no sequences.
+
+        Returns:
+            Arrays of their own memory, in little-endian order and without gaps, so that equal sequences have equal
+            bytes.
+        """
+        joined: dict[str, Any] = {}
+        for field in fields(cls):
+            arrays = [getattr(part, field.name) for part in parts]
+            if field.name.endswith("_N1"):
+                joined[field.name] = _bounds([np.diff(array) for array in arrays])
+            else:
+                dtype, shape = _KINDS[field.name]
+                joined[field.name] = np.concatenate([np.zeros((0, *shape), dtype=dtype), *arrays], dtype=dtype)
+        return cls(**joined)
+
+    def digest(self) -> str:
+        """128 bits that are equal for equal sequences with equal targets, wherever they came from."""
+        whole = self.concatenate([self])
+        digest = hashlib.blake2b(digest_size=16)
+        for field in fields(self):
+            if not field.name.startswith("origin"):
+                array = getattr(whole, field.name)
+                digest.update(f"{field.name} {array.shape} ".encode())
+                digest.update(array)
+        return digest.hexdigest()
+
+
+_KINDS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "tokens_T": ("<i4", ()),
+    "token_spans_K2": ("<i4", (2,)),
+    "turns_K": ("<i4", ()),
+    "is_end_K": ("?", ()),
+    "weights_K": ("<f4", ()),
+    "num_targets_N": ("<i4", ()),
+    "num_units_N": ("<i4", ()),
+    "content_hashes_N16": ("u1", (16,)),
+    "origins_P": ("u1", ()),
+}
+
+
+def _bounds(lengths: Sequence[Int64Array]) -> Int64Array:
+    bounds = np.zeros(1 + sum(map(len, lengths)), dtype="<i8")
+    np.cumsum(np.concatenate([bounds[:0], *lengths]), out=bounds[1:])
+    return bounds
+
+
+class SequenceShards:
+    """Sequences in several arrays, counted through.
+
+    Args:
+        shards: The arrays, in order.
+
+    Attributes:
+        shards: The arrays, in order.
+        shard_bounds: Index of the first sequence of each, and the number of all behind.
+        num_tokens_N: Tokens of each sequence.
+        num_targets_N: Trained tokens of each sequence.
+        num_units_N: What each sequence adds to the divisor of the loss.
+
+    Examples:
+        >>> SequenceShards([SequenceArrays.concatenate([])]).shard_bounds.tolist()
+        [0, 0]
+    """
+
+    def __init__(self, shards: Sequence[SequenceArrays]) -> None:
+        self.shards = tuple(shards)
+        self.shard_bounds = np.cumsum([0, *map(len, shards)])
+        none = np.zeros(0, dtype=np.int64)
+        self.num_tokens_N: Int64Array = np.concatenate([none, *(shard.num_tokens_N for shard in shards)])
+        self.num_targets_N: Int64Array = np.concatenate([none, *(shard.num_targets_N for shard in shards)])
+        self.num_units_N: Int64Array = np.concatenate([none, *(shard.num_units_N for shard in shards)])
+
+    def __len__(self) -> int:
+        return int(self.shard_bounds[-1])
+
+    def __getitem__(self, index: int) -> EncodedConversation:
+        """The sequence with an index."""
+        shard, local = self.find(index)
+        return shard[local]
+
+    def find(self, index: int) -> tuple[SequenceArrays, int]:
+        """The arrays that hold a sequence, and its index there."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"sequence {index} of {len(self)}")
+        number = int(np.searchsorted(self.shard_bounds, index, "right")) - 1
+        return self.shards[number], index - int(self.shard_bounds[number])
+
+    def origin(self, index: int) -> str:
+        """Where the conversation of a sequence came from, as `file:line`."""
+        shard, local = self.find(index)
+        return shard.origin(local)
+
+    def content_hashes(self) -> Iterator[bytes]:
+        """The content hash of each sequence's conversation."""
+        for shard in self.shards:
+            yield from map(bytes, shard.content_hashes_N16)
