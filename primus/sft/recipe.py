@@ -9,9 +9,9 @@ from typing import Any
 from primus.chat.conversations import SourceOptions
 from primus.chat.messages import Conversation
 from primus.errors import ConversationError
-from primus.sft.dataset import EncodingOptions
 from primus.sft.encoding import TracedConversation, trace_conversations
 from primus.sft.formatters import ConversationFormatter, create_formatter
+from primus.sft.options import EncodingOptions
 from primus.sft.tokenizer import SFTTokenizer, load_tokenizer
 
 

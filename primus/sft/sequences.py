@@ -83,6 +83,34 @@ class SequenceArrays:
         return self.origins_P[self.origin_bounds_N1[index] : self.origin_bounds_N1[index + 1]].tobytes().decode()
 
     @classmethod
+    def of_conversations(cls, conversations: Sequence[EncodedConversation], *, content_hashes: Sequence[bytes]) -> Self:
+        """Sequences that are encoded one by one, with a unit for each target.
+
+        Args:
+            conversations: The sequences.
+            content_hashes: The content hash of each conversation.
+
+        Returns:
+            Their arrays.
+        """
+        num_targets_N = np.array([c.num_targets for c in conversations], dtype=np.int32)
+        origins = [c.origin.encode() for c in conversations]
+        return cls(
+            tokens_T=_joined([c.tokens_T for c in conversations], "tokens_T"),
+            token_bounds_N1=bounds_of([len(c.tokens_T) for c in conversations]),
+            token_spans_K2=_joined([c.token_spans_K2 for c in conversations], "token_spans_K2"),
+            turns_K=_joined([c.turns_K for c in conversations], "turns_K"),
+            is_end_K=_joined([c.is_end_K for c in conversations], "is_end_K"),
+            weights_K=_joined([c.weights_K for c in conversations], "weights_K"),
+            span_bounds_N1=bounds_of([len(c.turns_K) for c in conversations]),
+            num_targets_N=num_targets_N,
+            num_units_N=num_targets_N,
+            content_hashes_N16=np.frombuffer(b"".join(content_hashes), dtype=np.uint8).reshape(-1, 16),
+            origins_P=np.frombuffer(b"".join(origins), dtype=np.uint8),
+            origin_bounds_N1=bounds_of([len(origin) for origin in origins]),
+        )
+
+    @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         """The sequences of several arrays, in order.
 
@@ -97,10 +125,9 @@ class SequenceArrays:
         for field in fields(cls):
             arrays = [getattr(part, field.name) for part in parts]
             if field.name.endswith("_N1"):
-                joined[field.name] = _bounds([np.diff(array) for array in arrays])
+                joined[field.name] = bounds_of(np.concatenate([_NONE, *(np.diff(array) for array in arrays)]))
             else:
-                dtype, shape = _KINDS[field.name]
-                joined[field.name] = np.concatenate([np.zeros((0, *shape), dtype=dtype), *arrays], dtype=dtype)
+                joined[field.name] = _joined(arrays, field.name)
         return cls(**joined)
 
     def digest(self) -> str:
@@ -128,10 +155,19 @@ _KINDS: dict[str, tuple[str, tuple[int, ...]]] = {
 }
 
 
-def _bounds(lengths: Sequence[Int64Array]) -> Int64Array:
-    bounds = np.zeros(1 + sum(map(len, lengths)), dtype="<i8")
-    np.cumsum(np.concatenate([bounds[:0], *lengths]), out=bounds[1:])
+_NONE: Int64Array = np.zeros(0, dtype=np.int64)
+
+
+def bounds_of(lengths: Sequence[int] | Int64Array) -> Int64Array:
+    """Where each of things of these lengths begins, and behind them where the last one ends."""
+    bounds: Int64Array = np.zeros(1 + len(lengths), dtype="<i8")
+    np.cumsum(lengths, out=bounds[1:])
     return bounds
+
+
+def _joined(arrays: Sequence[npt.NDArray[Any]], name: str) -> npt.NDArray[Any]:
+    dtype, shape = _KINDS[name]
+    return np.concatenate([np.zeros((0, *shape), dtype=dtype), *arrays], dtype=dtype, casting="same_kind")
 
 
 class SequenceShards:
@@ -155,10 +191,9 @@ class SequenceShards:
     def __init__(self, shards: Sequence[SequenceArrays]) -> None:
         self.shards = tuple(shards)
         self.shard_bounds = np.cumsum([0, *map(len, shards)])
-        none = np.zeros(0, dtype=np.int64)
-        self.num_tokens_N: Int64Array = np.concatenate([none, *(shard.num_tokens_N for shard in shards)])
-        self.num_targets_N: Int64Array = np.concatenate([none, *(shard.num_targets_N for shard in shards)])
-        self.num_units_N: Int64Array = np.concatenate([none, *(shard.num_units_N for shard in shards)])
+        self.num_tokens_N: Int64Array = np.concatenate([_NONE, *(shard.num_tokens_N for shard in shards)])
+        self.num_targets_N: Int64Array = np.concatenate([_NONE, *(shard.num_targets_N for shard in shards)])
+        self.num_units_N: Int64Array = np.concatenate([_NONE, *(shard.num_units_N for shard in shards)])
 
     def __len__(self) -> int:
         return int(self.shard_bounds[-1])
@@ -179,6 +214,10 @@ class SequenceShards:
         """Where the conversation of a sequence came from, as `file:line`."""
         shard, local = self.find(index)
         return shard.origin(local)
+
+    def origins(self) -> Iterator[str]:
+        """Where the conversation of each sequence came from."""
+        return map(self.origin, range(len(self)))
 
     def content_hashes(self) -> Iterator[bytes]:
         """The content hash of each sequence's conversation."""

@@ -65,7 +65,7 @@ def test_rows_are_conversations_and_the_ledger_with_joins_and_branches(
     quarantine = tmp_path / "bad.jsonl"
     train, held_out = tokenize(path, chatml_tokenizer, quarantine_path=quarantine)
     assert_sums_hold(train.ledger, train, held_out)
-    assert train.origins == tuple(f"{path}:{place}" for place in ("1", "2", "6", "10#0", "10#1"))
+    assert tuple(train.origins()) == tuple(f"{path}:{place}" for place in ("1", "2", "6", "10#0", "10#1"))
     assert train.ledger.num_rows == 12
     assert train.ledger.outcomes == {"trained": 8, "bad:no_assistant": 2, "bad:fields": 1, "nothing_to_train": 1}
     assert (train.ledger.num_conversations, train.ledger.num_joined, train.ledger.num_branches) == (5, 4, 1)
@@ -83,7 +83,7 @@ def test_branches_that_are_too_long_are_dropped_and_counted(tmp_path: Path, chat
     lengths = whole.num_tokens_N
     assert lengths[0] < lengths[1]
     train, held_out = tokenize(path, chatml_tokenizer, max_seq_length=int(lengths[1]) - 2, truncation="drop")
-    assert train.origins == (f"{path}:1#0", f"{path}:2")
+    assert tuple(train.origins()) == (f"{path}:1#0", f"{path}:2")
     assert train.ledger.num_dropped_branches == 1
     assert_sums_hold(train.ledger, train, held_out)
     assert "1 branches of them dropped: too long, or without a target" in "\n".join(train.ledger.lines())
@@ -93,7 +93,7 @@ def test_the_branches_of_a_tree_fall_on_one_side(tmp_path: Path, chatml_tokenize
     trees = [json.loads(json.dumps(TREE).replace("Hi", f"Hi {i}")) for i in range(40)]
     train, held_out = tokenize(write(tmp_path / "a.jsonl", trees), chatml_tokenizer, validation_fraction=0.4)
     assert_sums_hold(train.ledger, train, held_out)
-    sides = [{origin.split("#")[0] for origin in side.origins} for side in (train, held_out)]
+    sides = [{origin.split("#")[0] for origin in side.origins()} for side in (train, held_out)]
     assert min(map(len, sides)) > 5
     assert sides[0].isdisjoint(sides[1])
 

@@ -106,7 +106,7 @@ def questions(files: list[Path], data: TokenizedDataset) -> Iterator[str]:
         for reading in read_conversations(files, SourceOptions())
         for conversation in reading.conversations
     }
-    return (first[origin] for origin in data.origins)
+    return (first[origin] for origin in data.origins())
 
 
 def test_branches_their_converted_copies_and_their_beginnings_are_on_one_side(

@@ -198,7 +198,7 @@ class SFTDataset(Dataset[dict[str, torch.Tensor]]):
 
     def origin(self, index: int) -> str:
         """Where the conversation of a sequence stands, as `file:line`."""
-        return self.data.origins[index]
+        return self.data.origin(index)
 
     def order(self, *, global_batch_size: int, length_bucket: int = 0) -> SequenceOrder:
         """Which sequences make up each step."""
