@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From character spans to token masks, and from token masks to labels and loss mask: the only shift in the project.
 
-T: tokens of a conversation. S: positions of a training sequence. K: spans.
+T: tokens of a conversation. S: positions of a training sequence. B: training sequences of a batch, P = B * S their
+positions one behind another. C: conversations in them. K: spans.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from primus.errors import TokenizerError
 from primus.sft.formatters import CharSpan
 
 IntArray = npt.NDArray[np.int64]
+Int32Array = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 
@@ -30,6 +32,25 @@ class Targets(NamedTuple):
     input_ids_S: IntArray
     labels_S: IntArray
     loss_mask_S: FloatArray
+
+
+class PackedTargets(NamedTuple):
+    """Training sequences with conversations behind one another, next-token aligned.
+
+    Attributes:
+        input_ids_BS: What the model reads.
+        labels_BS: What it should say next at each position.
+        loss_mask_BS: Factor of the loss at each position, aligned with `labels_BS`; 0 where there is no target.
+        position_ids_BS: Position in the conversation; each begins at 0, and padding goes on counting.
+        segments_C2: Positions `[first, last)` of each conversation, in order; position `s` of sequence `b` is
+            `b * S + s`. What no conversation covers is padding.
+    """
+
+    input_ids_BS: IntArray
+    labels_BS: IntArray
+    loss_mask_BS: FloatArray
+    position_ids_BS: IntArray
+    segments_C2: Int32Array
 
 
 def token_spans(offsets_T2: IntArray, spans: Sequence[CharSpan]) -> IntArray:
@@ -77,7 +98,7 @@ def assistant_mask(token_spans_K2: IntArray, num_tokens: int) -> BoolArray:
     """Mark the tokens that the assistant wrote.
 
     The mask is aligned with the tokens: entry `t` says that the assistant wrote token `t`. It is not a loss mask;
-    `next_token_targets` makes that.
+    `packed_targets` makes that.
 
     Args:
         token_spans_K2: Tokens `[first, last)` of each span.
@@ -115,14 +136,13 @@ def token_weights(token_spans_K2: IntArray, weights_K: FloatArray, num_tokens: i
 
 
 def next_token_targets(tokens_T: IntArray, weights_T: FloatArray, *, length: int, pad_id: int) -> Targets:
-    """Shift tokens and weights together: `labels[s] = tokens[s + 1]`, `loss_mask[s] = weights[s + 1]`.
+    """The targets of one conversation alone in a training sequence: `packed_targets` for a weight of each token.
 
     Args:
         tokens_T: The tokens of one conversation, at least one.
         weights_T: The loss weight of each token, aligned with the tokens.
         length: Positions of the sequence, S.
-        pad_id: Fills the positions behind the conversation. They are masked because of where they are: a target that
-            equals `pad_id` stays a target.
+        pad_id: Fills the positions behind the conversation.
 
     Returns:
         Arrays of shape [S]. The last token of the conversation is a label and never an input.
@@ -137,15 +157,111 @@ def next_token_targets(tokens_T: IntArray, weights_T: FloatArray, *, length: int
         >>> targets.input_ids_S.tolist(), targets.labels_S.tolist(), targets.loss_mask_S.tolist()
         ([5, 6, 0, 0], [6, 7, 0, 0], [0.0, 1.0, 0.0, 0.0])
     """
-    num_positions = len(tokens_T) - 1
-    if len(weights_T) != len(tokens_T) or not 0 <= num_positions <= length:
+    if len(weights_T) != len(tokens_T) or not 0 < len(tokens_T) <= length + 1:
         raise ValueError(
             f"{len(tokens_T)} tokens and {len(weights_T)} weights do not fit a sequence of {length} positions"
         )
-    input_ids_S = np.full(length, pad_id, dtype=np.int64)
-    labels_S = np.full(length, pad_id, dtype=np.int64)
-    loss_mask_S = np.zeros(length, dtype=np.float32)
-    input_ids_S[:num_positions] = tokens_T[:-1]
-    labels_S[:num_positions] = tokens_T[1:]
-    loss_mask_S[:num_positions] = weights_T[1:]
-    return Targets(input_ids_S, labels_S, loss_mask_S)
+    trained_K = np.flatnonzero(weights_T)
+    targets = packed_targets(
+        [tokens_T],
+        places=[0],
+        token_spans_K2=np.stack([trained_K, trained_K + 1], axis=1),
+        weights_K=np.asarray(weights_T, dtype=np.float32)[trained_K],
+        num_spans=[len(trained_K)],
+        num_rows=1,
+        length=length,
+        pad_id=pad_id,
+    )
+    return Targets(targets.input_ids_BS[0], targets.labels_BS[0], targets.loss_mask_BS[0])
+
+
+def packed_targets(
+    tokens: Sequence[npt.NDArray[np.signedinteger]],
+    *,
+    places: Sequence[int],
+    token_spans_K2: npt.NDArray[np.signedinteger],
+    weights_K: FloatArray,
+    num_spans: Sequence[int],
+    num_rows: int,
+    length: int,
+    pad_id: int,
+) -> PackedTargets:
+    """Shift tokens and weights together: `labels[s] = tokens[s + 1]`, `loss_mask[s] = weights[s + 1]`.
+
+    Args:
+        tokens: The tokens of each conversation, at least one. A conversation of T tokens takes T - 1 positions: its
+            last token is a label and never an input.
+        places: Where each conversation begins, ascending; position `s` of sequence `b` is `b * S + s`.
+        token_spans_K2: Tokens `[first, last)` of the conversations' spans, one conversation behind another; each
+            counts from its own first token, and its spans are disjoint and in order.
+        weights_K: The loss weight of each span's tokens. The first token of a conversation is never a target, since
+            nothing predicts it.
+        num_spans: Spans of each conversation.
+        num_rows: Training sequences, B.
+        length: Positions of each, S.
+        pad_id: Fills the positions that no conversation covers. They are masked because of where they are: a target
+            that equals `pad_id` stays a target.
+
+    Returns:
+        The training sequences.
+
+    Raises:
+        ValueError: If conversations overlap or do not fit in one sequence, or if spans overlap.
+
+    Examples:
+        Two conversations of three tokens; the last token of the first is trained, and both others of the second.
+
+        >>> targets = packed_targets(
+        ...     [np.array([5, 6, 7]), np.array([5, 8, 9])], places=[0, 2], num_spans=[1, 1],
+        ...     token_spans_K2=np.array([[2, 3], [1, 3]]), weights_K=np.float32([1, 0.5]),
+        ...     num_rows=1, length=5, pad_id=0)
+        >>> targets.input_ids_BS.tolist(), targets.labels_BS.tolist()
+        ([[5, 6, 5, 8, 0]], [[6, 7, 8, 9, 0]])
+        >>> targets.loss_mask_BS.tolist(), targets.position_ids_BS.tolist(), targets.segments_C2.tolist()
+        ([[0.0, 1.0, 0.5, 0.5, 0.0]], [[0, 1, 0, 1, 2]], [[0, 2], [2, 4]])
+    """
+    num_places = num_rows * length
+    row_starts = range(0, num_places, length) if num_places else ()
+    input_ids_P = np.empty(num_places, dtype=np.int64)
+    labels_P = np.empty(num_places, dtype=np.int64)
+    segments: list[tuple[int, int]] = []
+    covered = 0
+    for tokens_T, first in zip(tokens, places, strict=True):
+        last = first + len(tokens_T) - 1
+        if not covered <= first <= last <= min((first // max(length, 1) + 1) * length, num_places):
+            raise ValueError(
+                f"{last - first} positions from {first} on, behind {covered}, do not fit in {num_rows} x {length}"
+            )
+        if covered < first:
+            input_ids_P[covered:first] = labels_P[covered:first] = pad_id
+        input_ids_P[first:last] = tokens_T[:-1]
+        labels_P[first:last] = tokens_T[1:]
+        segments.append((first, last))
+        covered = last
+    input_ids_P[covered:] = labels_P[covered:] = pad_id
+    # A target stands one position before its token, and the first token of a conversation has none.
+    edges_K2 = np.maximum(token_spans_K2, 1) + (np.repeat(np.array(places, dtype=np.int64), num_spans)[:, None] - 1)
+    return PackedTargets(
+        input_ids_BS=input_ids_P.reshape(num_rows, length),
+        labels_BS=labels_P.reshape(num_rows, length),
+        loss_mask_BS=_weights_of_runs(edges_K2, weights_K, num_places=num_places).reshape(num_rows, length),
+        position_ids_BS=_counted_from([*places, *row_starts], num_places).reshape(num_rows, length),
+        segments_C2=np.array(segments, dtype=np.int32).reshape(-1, 2),
+    )
+
+
+def _weights_of_runs(edges_K2: IntArray, weights_K: FloatArray, *, num_places: int) -> FloatArray:
+    """Weights from runs `[first, last)`, and 0 between them; `np.repeat` refuses runs that overlap."""
+    edges = np.zeros(edges_K2.size + 2, dtype=np.int64)
+    edges[1:-1] = edges_K2.ravel()
+    edges[-1] = num_places
+    values = np.zeros(edges_K2.size + 1, dtype=np.float32)
+    values[1::2] = weights_K
+    return np.repeat(values, edges[1:] - edges[:-1])
+
+
+def _counted_from(starts: Sequence[int], num_places: int) -> IntArray:
+    """Places counted from the nearest start at or before each; one of the starts is 0."""
+    edges = np.array([*sorted(set(starts)), num_places], dtype=np.int64)
+    counted: IntArray = np.arange(num_places) - np.repeat(edges[:-1], edges[1:] - edges[:-1])
+    return counted

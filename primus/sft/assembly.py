@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From packs of sequences to the arrays of a batch, at the speed of copying memory.
+
+What is done for each token is done by numpy; Python's part is a few steps per conversation.
+
+B: packs of a batch. S: positions of each. C: conversations in them.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+
+from primus.sft.masking import FloatArray, Int32Array, IntArray, PackedTargets, packed_targets
+from primus.sft.sequences import SequenceShards
+
+
+class _Views(NamedTuple):
+    """A shard without the class of memory maps, whose slices cost several times as much."""
+
+    tokens_T: Int32Array
+    token_bound: Callable[[int], int]
+    token_spans_K2: Int32Array
+    weights_K: FloatArray
+    span_bound: Callable[[int], int]
+
+
+class Assembler:
+    """Puts conversations of a data set behind one another.
+
+    It may be used by several threads at once.
+
+    Args:
+        data: The conversations.
+        pad_id: Fills the positions behind them.
+    """
+
+    def __init__(self, data: SequenceShards, *, pad_id: int) -> None:
+        self._data = data
+        self._pad_id = pad_id
+        self._views: dict[int, _Views] = {}
+
+    def assemble(self, packs: Sequence[IntArray], *, length: int) -> PackedTargets:
+        """The training sequences of packs.
+
+        Args:
+            packs: Indices of the conversations of each pack, in their order in it.
+            length: Positions of each training sequence, S.
+
+        Returns:
+            The training sequences, one per pack.
+
+        Raises:
+            ValueError: If the conversations of a pack have more than `length` positions.
+        """
+        items_C = np.concatenate(packs)
+        shards_C = np.searchsorted(self._data.shard_bounds, items_C, "right") - 1
+        locals_C = items_C - self._data.shard_bounds[shards_C]
+        located = zip(shards_C.tolist(), locals_C.tolist(), strict=True)
+        tokens: list[Int32Array] = []
+        places: list[int] = []
+        spans: list[Int32Array] = []
+        weights: list[FloatArray] = []
+        for row, pack in enumerate(packs):
+            place = row * length
+            for number, local in islice(located, len(pack)):
+                views = self._views.get(number) or self._view(number)
+                tokens_T = views.tokens_T[views.token_bound(local) : views.token_bound(local + 1)]
+                pieces = slice(views.span_bound(local), views.span_bound(local + 1))
+                tokens.append(tokens_T)
+                places.append(place)
+                spans.append(views.token_spans_K2[pieces])
+                weights.append(views.weights_K[pieces])
+                place += len(tokens_T) - 1
+            if place > (row + 1) * length:
+                raise ValueError(f"a pack has {place - row * length} positions, and a sequence {length}")
+        return packed_targets(
+            tokens,
+            places=places,
+            token_spans_K2=np.concatenate(spans),
+            weights_K=np.concatenate(weights),
+            num_spans=[len(weights_K) for weights_K in weights],
+            num_rows=len(packs),
+            length=length,
+            pad_id=self._pad_id,
+        )
+
+    def _view(self, number: int) -> _Views:
+        # Threads may make the same views twice, and either will do.
+        shard = self._data.shards[number]
+        views = self._views[number] = _Views(
+            tokens_T=np.asarray(shard.tokens_T),
+            token_bound=np.asarray(shard.token_bounds_N1).item,
+            token_spans_K2=np.asarray(shard.token_spans_K2),
+            weights_K=np.asarray(shard.weights_K),
+            span_bound=np.asarray(shard.span_bounds_N1).item,
+        )
+        return views
