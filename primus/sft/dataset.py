@@ -26,7 +26,7 @@ from primus.sft.tokenizer import SFTTokenizer
 __all__ = ["BadRows", "EncodingOptions", "SuperviseTurns", "TokenizedDataset", "Truncation", "tokenize_files"]
 
 # Problems that an error message lists; the rest is counted.
-_MAX_LISTED = 10
+MAX_LISTED = 10
 
 
 class TokenizedDataset(SequenceShards):
@@ -124,20 +124,22 @@ def tokenize_files(
     return train, held_out
 
 
-def listed_problems(problems: Sequence[str], *, num_rows: int) -> list[str]:
+def listed_problems(problems: Sequence[str], *, num_rows: int, num_problems: int | None = None) -> list[str]:
     """The problems of an error message.
 
     Args:
         problems: What is wrong with rows.
         num_rows: Rows that were read.
+        num_problems: How many problems there are, if `problems` has only the first ones.
 
     Returns:
         The first problems, and how many more there are.
     """
-    listed = list(problems[:_MAX_LISTED])
-    if len(problems) > _MAX_LISTED:
+    listed = list(problems[:MAX_LISTED])
+    more = (len(problems) if num_problems is None else num_problems) - len(listed)
+    if more:
         listed.append(
-            f"... {len(problems) - _MAX_LISTED} more of {num_rows} rows are bad; set sft_bad_rows: quarantine to see"
+            f"... {more} more of {num_rows} rows are bad; set sft_bad_rows: quarantine to see"
             " all of"
             " them in a file and train the rest"
         )

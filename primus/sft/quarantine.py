@@ -13,6 +13,22 @@ from typing_extensions import Self
 from primus.chat.reading import Row
 
 
+def quarantine_line(row: Row, *, reason: str, error: str) -> str:
+    """One bad row as a line of JSON.
+
+    Args:
+        row: The row, or what could be read of it.
+        reason: Name of the rule that it breaks.
+        error: What is wrong with it.
+
+    Returns:
+        The line, with its end; in ASCII.
+    """
+    facts: Mapping[str, Any] = {"origin": row.origin, "reason": reason, "error": error}
+    content = {"row": row.value} if row.error is None else {"raw": row.raw}
+    return json.dumps({**facts, **content}, default=str) + "\n"
+
+
 class Quarantine:
     """Writes bad rows with their reasons, beside the final name until all are there; a context manager.
 
@@ -43,9 +59,7 @@ class Quarantine:
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._stack.enter_context(self._part.open("w", encoding="utf-8"))
-        facts: Mapping[str, Any] = {"origin": row.origin, "reason": reason, "error": error}
-        content = {"row": row.value} if row.error is None else {"raw": row.raw}
-        self._file.write(json.dumps({**facts, **content}, default=str) + "\n")
+        self._file.write(quarantine_line(row, reason=reason, error=error))
 
     @property
     def _part(self) -> Path:
