@@ -159,6 +159,8 @@ class DataKeys(_Section):
     """What happens to a conversation longer than `seq_length`."""
     sft_bad_rows: Literal["error", "quarantine"] = "error"
     """Stop at bad rows, or write them with their reasons to a file and train the rest."""
+    sft_cache_dir: Path | None = None
+    """Folder of prepared data sets, each under the hash of all it depends on; null takes `<workspace>/prepared`."""
     sft_add_bos: bool | None = None
     """Begin with the tokenizer's BOS; null does what the tokenizer does by itself."""
     sft_add_eos: bool = False
