@@ -32,6 +32,10 @@ COMMANDS = {
     "data stats": Command(
         module="primus.cli.data.stats", summary="count turns, tokens, lengths, duplicates and oddities"
     ),
+    "data prepare": Command(
+        module="primus.cli.data.prepare", summary="tokenize data once, for every run that trains on it"
+    ),
+    "data verify": Command(module="primus.cli.data.verify", summary="find any wrong byte in a prepared data set"),
     "checkpoint export-hf": Command(
         module="primus.cli.export_hf", summary="write a checkpoint as a Hugging Face folder"
     ),

@@ -10,7 +10,7 @@ from primus.chat.formats import SourceOptions
 from primus.cli.data.source_options import add_source_arguments, build_source_options
 from primus.cli.parsing import CommandParser, positive_int
 from primus.config import load_config
-from primus.config.schema import DataKeys
+from primus.config.schema import DataKeys, TrainConfig
 from primus.errors import ConfigError
 from primus.sft.dataset import EncodingOptions
 from primus.sft.recipe import Recipe
@@ -56,11 +56,33 @@ def build_recipe(options: argparse.Namespace) -> Recipe:
     Raises:
         ConfigError: If the arguments don't fit together, or the YAML file can't be used.
     """
+    names, overrides, config = _words(options)
+    return _from_arguments(names, overrides, options) if config is None else _from_config(config, overrides, options)
+
+
+def requested_run(options: argparse.Namespace) -> TrainConfig | None:
+    """The run whose YAML file the arguments name.
+
+    Args:
+        options: The parsed arguments.
+
+    Returns:
+        Its configuration; None if they name data files.
+
+    Raises:
+        ConfigError: If the arguments don't fit together, or the YAML file can't be used.
+    """
+    _, overrides, config = _words(options)
+    return None if config is None else load_config(config, overrides=overrides)
+
+
+def _words(options: argparse.Namespace) -> tuple[list[str], list[str], str | None]:
+    """The data files, what changes a configuration, and its YAML file if one is named."""
     overrides = [word for word in options.sources if _OVERRIDE.fullmatch(word) and not Path(word).exists()]
     names = [word for word in options.sources if word not in overrides]
     configs = [name for name in names if name.endswith(_CONFIG_SUFFIXES)]
     if not configs:
-        return _from_arguments(names, overrides, options)
+        return names, overrides, None
     if len(names) > 1:
         raise ConfigError(
             f"{configs[0]}: stands beside {len(names) - 1} more sources; name one YAML file, or data files"
@@ -70,7 +92,7 @@ def build_recipe(options: argparse.Namespace) -> Recipe:
             f"{configs[0]}: says itself how rows are read; change it with key=value, such as sft_dataset_split=NAME or"
             " sft_source_format=FORMAT, and leave the options for data files away"
         )
-    return _from_config(configs[0], overrides, options)
+    return [], overrides, configs[0]
 
 
 def num_workers(options: argparse.Namespace) -> int:

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From data files to a folder of a prepared data set, whatever ends the process in between.
+
+sources hashed -> batches -> processes -> shards, finished one by one -> sources hashed again -> manifest -> name
+"""
+
+import json
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+
+from primus.chat.conversations import ConversationBatch
+from primus.errors import DataError
+from primus.sft.dataset import fingerprint_of, listed_problems
+from primus.sft.ledger import Ledger
+from primus.sft.prepared.collected import KEPT, CollectedShard, splits_of
+from primus.sft.prepared.disk import FileFacts, disk_errors, read_pieces, sync_folder, write_file
+from primus.sft.prepared.key import Facts, differences, key_facts, key_of
+from primus.sft.prepared.lock import hold
+from primus.sft.prepared.manifest import (
+    LEDGER,
+    MANIFEST,
+    QUARANTINE,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
+from primus.sft.prepared.partial import PartialFolder, ShardRecord
+from primus.sft.prepared.source_files import (
+    SourceFacts,
+    Stamp,
+    check_sources,
+    describe_sources,
+    refuse_changed,
+    stamps_of,
+)
+from primus.sft.recipe import Encoder
+from primus.sft.shards import EncodedBatch, ShardEncoder, ShardJob, shard_batches
+from primus.sft.workers import map_batches
+
+BYTES_PER_WORKER = 16 << 20
+"""Of data files for each process beyond this one; with less, starting it takes longer than the work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a preparation has come.
+
+    Attributes:
+        num_rows: Rows that were read.
+        num_bytes: Bytes of the files that were read.
+    """
+
+    num_rows: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be prepared, and its key.
+
+    Attributes:
+        job: How rows become sequences.
+        sources: The data files, as they are now.
+        stamps: What the file system said of them before they were read.
+        strict_stamps: The same, with everything that can have changed.
+        facts: Everything that the data set depends on.
+        encoder: The formatter and the tokenizer, loaded.
+        key: The hash of the facts.
+    """
+
+    job: ShardJob
+    sources: tuple[SourceFacts, ...]
+    stamps: tuple[Stamp, ...]
+    strict_stamps: tuple[Stamp, ...]
+    facts: Facts
+    encoder: Encoder
+    key: str
+
+
+def plan_preparation(job: ShardJob) -> Plan:
+    """Find out what a data set depends on: reads all its sources, and loads the tokenizer.
+
+    Args:
+        job: How rows become sequences.
+
+    Returns:
+        The plan.
+
+    Raises:
+        DataError: If a source can't be read, or can't be read twice.
+        TokenizerError: If the tokenizer can't be used.
+    """
+    files = job.recipe.files
+    check_sources(files)
+    stamps, strict_stamps = (tuple(stamps_of(files, is_strict=is_strict)) for is_strict in (False, True))
+    with ThreadPoolExecutor(1) as thread:
+        sources = thread.submit(describe_sources, files)
+        encoder = job.recipe.build()
+        facts = key_facts(job, tokenizer=encoder.tokenizer, sources=sources.result())
+    return Plan(
+        job=job,
+        sources=tuple(sources.result()),
+        stamps=stamps,
+        strict_stamps=strict_stamps,
+        facts=facts,
+        encoder=encoder,
+        key=key_of(facts),
+    )
+
+
+def find_prepared(plan: Plan, folder: Path) -> Manifest | None:
+    """The manifest of the data set that a plan asks for, if it is there.
+
+    Args:
+        plan: What is asked for.
+        folder: Where it would lie.
+
+    Returns:
+        The manifest, or None if there is nothing.
+
+    Raises:
+        DataError: If something else lies there.
+    """
+    with disk_errors(folder):
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return None
+        if not (folder / MANIFEST).is_file():
+            raise DataError(f"{folder}: is in the way, and no prepared data set; move it away, or name another folder")
+    manifest = read_manifest(folder)
+    if manifest.key != plan.key:
+        changes = differences(manifest.facts, plan.facts)
+        raise DataError(
+            f"{folder}: holds a data set that was prepared otherwise ({'; '.join(changes)}); remove it, or name"
+            " another folder"
+        )
+    return manifest
+
+
+def prepare(
+    plan: Plan,
+    folder: Path,
+    *,
+    num_workers: int,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_message: Callable[[str], None] = lambda _: None,
+) -> Manifest:
+    """Prepare a data set, or wait until another process has, or find that it is there.
+
+    Every process of a job may call it with the same arguments: one of those that share the disk works, and the others
+    wait. What it writes depends on the plan alone.
+
+    Args:
+        plan: What is to be prepared.
+        folder: The folder of the data set; it gets this name when it is whole.
+        num_workers: Processes.
+        on_progress: Is told how far the work has come.
+        on_message: Is told what is waited for, and what is taken over from a process that has ended.
+
+    Returns:
+        The manifest of the data set.
+
+    Raises:
+        DataError: If rows are not valid and may not be, a source changes while it is read, the disk is full or can't be
+            written, or something else lies in the folder's place.
+    """
+    found = find_prepared(plan, folder)
+    if found is not None:
+        return found
+    with hold(folder.with_name(f"{folder.name}.lock"), on_wait=on_message):
+        found = find_prepared(plan, folder)
+        if found is not None:
+            return found
+        partial = PartialFolder(folder.with_name(f"{folder.name}.partial"))
+        manifest = partial.manifest(plan.key)
+        if manifest is None:
+            manifest = _Preparation(plan, partial, on_message).run(num_workers, on_progress)
+        with disk_errors(folder, rest=KEPT):
+            partial.remove_surplus(max(map(len, manifest.splits.values())))
+            sync_folder(partial.path)
+            partial.path.rename(folder)
+            sync_folder(folder.parent)
+    return manifest
+
+
+class _Preparation:
+    """One call: the shards that are finished, and those that are added."""
+
+    def __init__(self, plan: Plan, partial: PartialFolder, on_message: Callable[[str], None]) -> None:
+        self._plan = plan
+        self._partial = partial
+        with disk_errors(partial.path):
+            self._records = partial.open(plan.key, plan.strict_stamps)
+        if self._records:
+            on_message(f"{partial.path}: takes over {len(self._records)} finished shards")
+        self._num_shards = 0
+
+    def run(self, num_workers: int, on_progress: Callable[[Progress], None]) -> Manifest:
+        """Do everything but giving the folder its name."""
+        with ExitStack() as stack:
+            # A shard is hashed and written while the next one is collected.
+            thread = stack.enter_context(ThreadPoolExecutor(1))
+            results = stack.enter_context(closing(self._encoded(num_workers, on_progress)))
+            writing: Future[None] | None = None
+            for number, group in groupby(results, key=itemgetter(0)):
+                collected = CollectedShard(self._plan.job)
+                for _, encoded in group:
+                    collected.add(encoded)
+                if writing is not None:
+                    writing.result()
+                writing = thread.submit(self._write, number, collected)
+                del collected
+            if writing is not None:
+                writing.result()
+        return finish(self._plan, self._partial, [self._records[number] for number in range(self._num_shards)])
+
+    def _write(self, number: int, collected: CollectedShard) -> None:
+        self._records[number] = collected.write(self._partial, number)
+
+    def _encoded(
+        self, num_workers: int, on_progress: Callable[[Progress], None]
+    ) -> Generator[tuple[int, EncodedBatch], None, None]:
+        """The results of the batches of shards that are not finished, each with the number of its shard."""
+        job = self._plan.job
+        finished = frozenset(self._records)
+        waiting: deque[tuple[int, int]] = deque()
+        sizes = {source.name: source.num_bytes for source in self._plan.sources}
+        num_rows = sum(record.ledger.num_rows for record in self._records.values())
+
+        def unfinished() -> Iterator[ConversationBatch]:
+            path, bytes_before, bytes_of_file = "", 0, 0
+            for number, batch in shard_batches(job.recipe.files, job.recipe.source):
+                if batch.rows.path != path:
+                    path, bytes_before = batch.rows.path, bytes_before + bytes_of_file
+                    bytes_of_file = sizes[path]
+                self._num_shards = number + 1
+                if number not in finished:
+                    waiting.append((number, bytes_before + batch.rows.bytes_read))
+                    yield batch
+
+        for encoded in self._results(unfinished(), num_workers):
+            number, num_bytes = waiting.popleft()
+            num_rows += encoded.ledger.num_rows
+            on_progress(Progress(num_rows, num_bytes))
+            yield number, encoded
+
+    def _results(self, batches: Iterator[ConversationBatch], num_workers: int) -> Iterator[EncodedBatch]:
+        num_bytes = sum(source.num_bytes for source in self._plan.sources)
+        num_workers = min(num_workers, 1 + num_bytes // BYTES_PER_WORKER)
+        if num_workers == 1:
+            job, length = self._plan.job, self._plan.job.recipe.max_seq_length
+            assert length is not None, "a training sequence has a length"
+            encoder = ShardEncoder(
+                self._plan.encoder,
+                max_seq_length=length,
+                outcome=job.outcome,
+                validation_fraction=job.validation_fraction,
+            )
+            return map(encoder.encode, batches)
+        return map_batches(self._plan.job, batches, num_workers=num_workers)
+
+
+def finish(plan: Plan, partial: PartialFolder, records: Sequence[ShardRecord]) -> Manifest:
+    """Write what belongs to the whole data set, when all its shards are there.
+
+    Args:
+        plan: What is prepared.
+        partial: The folder with the shards.
+        records: What each of them holds.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        DataError: If rows are not valid and may not be, or a source changed; nothing is left then.
+    """
+    ledger = Ledger()
+    for record in records:
+        ledger.add(record.ledger)
+    files = plan.job.recipe.files
+    sources = describe_sources(files)
+    try:
+        refuse_changed(plan.sources, plan.stamps, sources, files)
+        num_problems = sum(record.num_problems for record in records)
+        if num_problems and plan.job.recipe.options.bad_rows == "error":
+            problems = [problem for record in records for problem in record.problems]
+            raise DataError(*listed_problems(problems, num_rows=ledger.num_rows, num_problems=num_problems))
+    except DataError:
+        partial.remove()
+        raise
+    shards = {split: tuple(record.splits[split] for record in records) for split in splits_of(plan.job).values()}
+    counts = ledger.to_dict()
+    with disk_errors(partial.path, rest=KEPT):
+        others = {LEDGER: write_file(partial.path / LEDGER, [_ledger_text(ledger)])}
+        others |= _join_quarantines(partial, records)
+        manifest = Manifest(
+            key=plan.key,
+            facts=plan.facts,
+            tokenizer=plan.encoder.tokenizer.name,
+            splits=shards,
+            fingerprints={
+                split: fingerprint_of(
+                    [shard.digest for shard in of_split],
+                    num_sequences=sum(shard.counts.num_sequences for shard in of_split),
+                )
+                for split, of_split in shards.items()
+            },
+            ledger={name: value for name, value in counts.items() if name != "origins"},
+            files=others,
+        )
+        write_manifest(partial.path, manifest)
+    return manifest
+
+
+def _ledger_text(ledger: Ledger) -> bytes:
+    return (json.dumps(ledger.to_dict(), indent=1) + "\n").encode()
+
+
+def _join_quarantines(partial: PartialFolder, records: Sequence[ShardRecord]) -> dict[str, FileFacts]:
+    paths = [partial.quarantine_path(number) for number, record in enumerate(records) if record.quarantine is not None]
+    path = partial.path / QUARANTINE
+    path.unlink(missing_ok=True)
+    return {QUARANTINE: write_file(path, (piece for one in paths for piece in read_pieces(one)))} if paths else {}
