@@ -129,6 +129,16 @@ def _chat_templates_write_bos(t: TrainerConfig) -> str | None:
     )
 
 
+@_rule("sft_length_bucket", "sft_packing", "enable_packed_sequences")
+def _packed_sequences_are_of_one_length(t: TrainerConfig) -> str | None:
+    if not t.sft_length_bucket or t.packing == "none":
+        return None
+    return (
+        f"{t.sft_length_bucket} sorts conversations by length, and packed sequences (sft_packing {t.packing}) have one;"
+        " set it to 0"
+    )
+
+
 @_rule("train_iters", "sft_num_epochs")
 def _one_length_of_training(t: TrainerConfig) -> str | None:
     if t.train_iters is None and t.sft_num_epochs is None:

@@ -47,6 +47,7 @@ NonNegativeInt = Annotated[int, BeforeValidator(_read_exponent), Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Packing = Literal["none", "sequential", "best_fit"]
 
 
 class _Section(BaseModel):
@@ -169,8 +170,12 @@ class DataKeys(_Section):
     """Sort by length inside blocks of this many sequences, so that less is padding; 0 shuffles freely."""
     sft_pad_to_multiple_of: PositiveInt = 8
     """A batch is padded to its longest sequence, rounded up to this."""
+    sft_packing: Packing = "none"
+    """Several conversations in a sequence: those that follow each other, or those that fill it best."""
     enable_packed_sequences: bool = False
-    """Several conversations in one sequence."""
+    """true means `sft_packing: best_fit`, unless that is set."""
+    num_workers: NonNegativeInt = 2
+    """Threads that load batches ahead of the step; 0 loads them when they are needed. The batches are the same."""
 
 
 class OptimizationKeys(_Section):
@@ -274,6 +279,11 @@ class TrainerConfig(DataKeys, ModelKeys, OptimizationKeys, SystemKeys):
     """The kind of training."""
     lora: LoraConfig = LoraConfig()
     """Low-rank adaptation."""
+
+    @property
+    def packing(self) -> Packing:
+        """How conversations share sequences, whichever key says it."""
+        return "best_fit" if self.enable_packed_sequences and self.sft_packing == "none" else self.sft_packing
 
 
 class TrainConfig(_Section):

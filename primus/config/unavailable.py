@@ -48,11 +48,6 @@ UNAVAILABLE: Sequence[Unavailable] = (
         "set it to null and start from a checkpoint of this project with load and finetune",
     ),
     Unavailable(
-        "enable_packed_sequences",
-        lambda t: t.enable_packed_sequences,
-        "set it to false; sft_length_bucket keeps most of the padding away",
-    ),
-    Unavailable(
         "add_bias_linear", lambda t: t.add_bias_linear, "set it to false; add_qkv_bias is the bias that Qwen2 has"
     ),
 )

@@ -5,7 +5,12 @@ With Transformer Engine on a GPU the layers are Transformer Engine's. Everywhere
 modules of this project in them: attention by PyTorch's fused kernel and an RMSNorm that works with sequence
 parallelism. Both sets of layers have the same parameters under the same names in a checkpoint.
 
-Shapes: S positions, B sequences, N query heads, G key-value heads, D width of a head.
+Packed conversations always take the latter. Where each begins and ends reaches the attention through Megatron's layers
+in the place of the mask, as a table of int32, which is never a mask's type. It is a tensor as the mask is, so it is
+there again when a layer is recomputed; and it stays on the host, which starts a kernel for each conversation.
+
+Shapes: S positions, B sequences, P = B * S positions of all of them, C conversations, N query heads, G key-value heads,
+D width of a head.
 """
 
 import importlib.util
@@ -79,8 +84,11 @@ class FusedDotProductAttention(MegatronModule):  # type: ignore[misc]
             query: Shape [S, B, N, D].
             key: Shape [S, B, G, D].
             value: Shape [S, B, G, D].
-            attention_mask: None for causal attention. Else shape [B or 1, 1, S, S], True where a position may **not**
-                be attended to, as Megatron has it; it must then exclude the positions that follow as well.
+            attention_mask: None for causal attention. A bool tensor of shape [B or 1, 1, S, S] is True where a position
+                may **not** be attended to, as Megatron has it; it must then exclude the positions that follow as well.
+                An int32 tensor of shape [C, 2] on the host has the positions `[first, last)` of each conversation:
+                attention is causal inside each and does not leave it. Position `s` of sequence `b` is `b * S + s`, and
+                what no conversation covers gets zeros.
             attention_bias: Must be None.
             packed_seq_params: Must be None.
 
@@ -96,17 +104,74 @@ class FusedDotProductAttention(MegatronModule):  # type: ignore[misc]
         # Sequence-parallel layers have entered the stream of random numbers already.
         forked = dropout > 0 and not self.config.sequence_parallel
         with get_cuda_rng_tracker().fork() if forked else nullcontext():
-            context_BNSD = scaled_dot_product_attention(
-                query.permute(1, 2, 0, 3),
-                key.permute(1, 2, 0, 3),
-                value.permute(1, 2, 0, 3),
-                attn_mask=None if attention_mask is None else ~attention_mask,
-                dropout_p=dropout,
-                is_causal=attention_mask is None,
-                scale=self.softmax_scale,
-                enable_gqa=query.size(2) != key.size(2),
+            if attention_mask is not None and are_segments(attention_mask):
+                return self._attend_in_segments(query, key, value, attention_mask, dropout=dropout)
+            context_BNSD = self._attend(
+                query.permute(1, 2, 0, 3), key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3), attention_mask, dropout
             )
         return context_BNSD.permute(2, 0, 1, 3).flatten(2)
+
+    def _attend(
+        self, query_BNSD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, mask: Tensor | None, dropout: float
+    ) -> Tensor:
+        return scaled_dot_product_attention(
+            query_BNSD,
+            key_BGSD,
+            value_BGSD,
+            attn_mask=None if mask is None else ~mask,
+            dropout_p=dropout,
+            is_causal=mask is None,
+            scale=self.softmax_scale,
+            enable_gqa=query_BNSD.size(1) != key_BGSD.size(1),
+        )
+
+    def _attend_in_segments(
+        self, query: Tensor, key: Tensor, value: Tensor, segments_C2: Tensor, *, dropout: float
+    ) -> Tensor:
+        """One causal attention per conversation, which costs the sum of the squares of their lengths."""
+        num_positions, num_sequences = query.shape[:2]
+        lengths, is_padding = _pieces(segments_C2, num_positions * num_sequences)
+        # Splitting once, and joining once, keeps the backward pass from writing a whole sequence per conversation.
+        query_pieces, key_pieces, value_pieces = (
+            torch.split(tensor.transpose(0, 1).flatten(0, 1), lengths) for tensor in (query, key, value)
+        )
+        contexts: list[Tensor] = []
+        for index, is_empty in enumerate(is_padding):
+            if is_empty:
+                contexts.append(torch.zeros_like(query_pieces[index]))
+                continue
+            query_BNSD, key_BGSD, value_BGSD = (
+                pieces[index].transpose(0, 1).unsqueeze(0) for pieces in (query_pieces, key_pieces, value_pieces)
+            )
+            context_BNSD = self._attend(query_BNSD, key_BGSD, value_BGSD, None, dropout)
+            contexts.append(context_BNSD.squeeze(0).transpose(0, 1))
+        context_BSND = torch.cat(contexts).reshape(num_sequences, num_positions, *query.shape[2:])
+        return context_BSND.transpose(0, 1).flatten(2).contiguous()
+
+
+def are_segments(attention_mask: Tensor) -> bool:
+    """Whether what stands in the place of the mask says where conversations begin and end; see the module."""
+    is_table: bool = attention_mask.dtype == torch.int32
+    return is_table
+
+
+def _pieces(segments_C2: Tensor, num_places: int) -> tuple[list[int], list[bool]]:
+    """Lengths of conversations and of the padding between them, and which of them are padding."""
+    lengths: list[int] = []
+    is_padding: list[bool] = []
+    covered = 0
+    for first, last in segments_C2.tolist():
+        if not covered <= first <= last <= num_places:
+            raise ValueError(f"a conversation from {first} to {last}, behind {covered}, of {num_places} positions")
+        for length, is_empty in ((first - covered, True), (last - first, False)):
+            if length:
+                lengths.append(length)
+                is_padding.append(is_empty)
+        covered = last
+    if covered < num_places:
+        lengths.append(num_places - covered)
+        is_padding.append(True)
+    return lengths, is_padding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,20 +196,24 @@ def _local_layer(config: TransformerConfig) -> ModuleSpec:
     return layer
 
 
-def build_layer_modules(config: TransformerConfig, *, device: torch.device) -> LayerModules:
+def build_layer_modules(config: TransformerConfig, *, device: torch.device, is_packed: bool) -> LayerModules:
     """Choose what the layers are built from.
 
     Args:
         config: Megatron's model configuration.
         device: Where the model will run.
+        is_packed: Whether sequences hold several conversations.
 
     Returns:
-        Transformer Engine's layers if it is installed and the device is a GPU, else Megatron's own.
+        Transformer Engine's layers if it is installed, the device is a GPU, and each sequence is one conversation; else
+        Megatron's own.
     """
     if device.type != "cuda":
         why = "the device is a CPU"
     elif importlib.util.find_spec("transformer_engine") is None:
         why = "transformer_engine is not installed"
+    elif is_packed:
+        why = "Transformer Engine's layers do not keep packed conversations apart here"
     else:
         from megatron.core.extensions.transformer_engine import TENorm  # noqa: PLC0415 - an optional package
 

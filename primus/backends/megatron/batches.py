@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the order of the sequences to the micro-batches of one data-parallel rank.
 
-Shapes: S positions, B sequences of a micro-batch, G sequences of a global batch, N targets of a micro-batch.
+Shapes: S positions, B sequences of a micro-batch, G sequences of a global batch, N targets of a micro-batch, C
+conversations of a micro-batch.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -13,30 +14,46 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from primus.sft.masking import PackedTargets
+
 IntArray = npt.NDArray[np.int64]
+
+# Hashes are added up in as many bits.
+HASH_BITS = 64
+HASHES = 1 << HASH_BITS
 
 
 class SequenceDataset(Protocol):
-    """What the trainer needs of a data set; `SFTDataset` has it.
+    """What the trainer needs of a data set; `SFTDataset` has it."""
 
-    Attributes:
-        num_positions_N: Positions of each sequence that are not padding.
-        num_targets_N: Positions of each sequence that are trained.
-        max_seq_length: Length of the tensors of a sequence.
-        fingerprint: Hash of everything that is trained.
-    """
-
-    num_positions_N: IntArray
-    num_targets_N: IntArray
     max_seq_length: int
+    """Length of the tensors of a sequence."""
     fingerprint: str
+    """Hash of everything that is trained."""
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether a sequence may hold several conversations."""
+
+    @property
+    def num_positions_N(self) -> IntArray:
+        """Positions of each sequence that are not padding."""
+
+    @property
+    def num_targets_N(self) -> IntArray:
+        """Positions of each sequence that are trained."""
+
+    @property
+    def num_units_N(self) -> IntArray:
+        """What each sequence adds to the divisor of the loss."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]: ...
+    def batch(self, indices_B: IntArray, *, length: int) -> PackedTargets:
+        """Several sequences, each cropped or padded to a length; called by several threads at once."""
 
     def origin(self, index: int) -> str:
-        """Where a sequence came from, as `file:line`."""
+        """Where the conversations of a sequence came from, as `file:line`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +63,20 @@ class MicroBatch:
     input_ids_BS: Tensor
     """Tokens, cropped to the longest sequence."""
     position_ids_BS: Tensor
-    """Position of each token in its sequence."""
+    """Position of each token in its conversation."""
+    segments_C2: Tensor | None
+    """Places `[first, last)` of each conversation, on the host, where the attention is divided by them; position `s` of
+    sequence `b` is `b * S + s`. None if each sequence is one conversation."""
     target_positions_N: Tensor
     """Where the targets are: position `s` of sequence `b` is `s * B + b`."""
     labels_N: Tensor
     """The token to predict at each target."""
     weights_N: Tensor
     """How much each target's loss counts."""
+    num_units: int
+    """What the micro-batch adds to the divisor of the loss."""
+    content_hash: int
+    """Sum of the hashes of its sequences with their places in the global batch; 0 if these are not known."""
 
 
 def rank_micro_batches(
@@ -81,46 +105,79 @@ def rank_micro_batches(
     return list(batch_G.reshape(-1, micro_batch_size)[data_parallel_rank::data_parallel_size])
 
 
-def load_micro_batches(
-    dataset: SequenceDataset, batches: Sequence[IntArray], *, pad_to_multiple_of: int, device: torch.device
-) -> Iterator[MicroBatch]:
-    """Read micro-batches, one when it is asked for.
+def read_micro_batch(
+    dataset: SequenceDataset,
+    batch_B: IntArray,
+    *,
+    pad_to_multiple_of: int,
+    pin_memory: bool = False,
+    places_B: IntArray | None = None,
+) -> MicroBatch:
+    """Read one micro-batch into the host's memory.
 
     Args:
         dataset: The data set.
-        batches: Indices of the sequences of each micro-batch.
+        batch_B: Indices of its sequences.
         pad_to_multiple_of: A micro-batch is as long as its longest sequence, rounded up to this, and never longer than
             the data set's sequences.
-        device: Where the tensors go.
+        pin_memory: Put the tensors where a GPU can fetch them beside its kernels.
+        places_B: Places of the sequences in the global batch, for the hash.
 
-    Yields:
-        The micro-batches, in order.
+    Returns:
+        The micro-batch.
     """
-    for batch_B in batches:
-        yield load_micro_batch(dataset, batch_B, pad_to_multiple_of=pad_to_multiple_of, device=device)
-
-
-def load_micro_batch(
-    dataset: SequenceDataset, batch_B: IntArray, *, pad_to_multiple_of: int, device: torch.device
-) -> MicroBatch:
-    """Read one micro-batch; see `load_micro_batches`."""
-    longest = int(dataset.num_positions_N[batch_B].max())
+    num_positions_B = dataset.num_positions_N[batch_B]
+    longest = int(num_positions_B.max())
     length = min(-(-longest // pad_to_multiple_of) * pad_to_multiple_of, dataset.max_seq_length)
-    rows = [dataset[int(index)] for index in batch_B]
-
-    def stack(name: str) -> Tensor:
-        return torch.stack([row[name][:length] for row in rows])
-
-    weights_P = stack("loss_mask").t().flatten()
+    targets = dataset.batch(batch_B, length=length)
+    weights_P = torch.from_numpy(targets.loss_mask_BS).t().flatten()
     target_positions_N = weights_P.nonzero().squeeze(1)
     tensors = {
-        "input_ids_BS": stack("input_ids"),
-        "position_ids_BS": stack("position_ids"),
+        "input_ids_BS": torch.from_numpy(targets.input_ids_BS),
+        "position_ids_BS": torch.from_numpy(targets.position_ids_BS),
         "target_positions_N": target_positions_N,
-        "labels_N": stack("labels").t().flatten()[target_positions_N],
+        "labels_N": torch.from_numpy(targets.labels_BS).t().flatten()[target_positions_N],
         "weights_N": weights_P[target_positions_N],
     }
-    if device.type == "cuda":
-        # From pinned memory the copies run beside the kernels of the previous micro-batch.
-        tensors = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
-    return MicroBatch(**tensors)
+    if pin_memory:
+        tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+    return MicroBatch(
+        **tensors,
+        segments_C2=torch.from_numpy(targets.segments_C2) if dataset.is_packed else None,
+        num_units=int(dataset.num_units_N[batch_B].sum()),
+        content_hash=0 if places_B is None else hash_of(targets, num_positions_B, places_B),
+    )
+
+
+def hash_of(targets: PackedTargets, num_positions_B: IntArray, places_B: IntArray) -> int:
+    """The part of some sequences in the hash of their global batch.
+
+    The parts of all sequences add up to the hash, so it does not matter how ranks and micro-batches divide them; and
+    each sequence is hashed with its place, so their order matters.
+
+    Args:
+        targets: The sequences.
+        num_positions_B: Positions of each; padding is left out, since it depends on the other sequences.
+        places_B: Place of each in the global batch.
+
+    Returns:
+        The sum of the sequences' hashes, below `HASHES`.
+    """
+    length = targets.input_ids_BS.shape[1]
+    rows_C = targets.segments_C2[:, 0] // length
+    total = 0
+    for row, (num_positions, place) in enumerate(zip(num_positions_B.tolist(), places_B.tolist(), strict=True)):
+        digest = hashlib.blake2b(digest_size=HASH_BITS // 8, salt=place.to_bytes(8, "little"))
+        for array_BS in (targets.input_ids_BS, targets.labels_BS, targets.loss_mask_BS):
+            digest.update(array_BS[row, :num_positions])
+        digest.update(targets.segments_C2[rows_C == row] - row * length)
+        total += int.from_bytes(digest.digest(), "little")
+    return total % HASHES
+
+
+def on_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
+    """Move a micro-batch to where the model is; from pinned memory it is not waited for."""
+    if device.type == "cpu":
+        return batch
+    names = ("input_ids_BS", "position_ids_BS", "target_positions_N", "labels_N", "weights_N")
+    return replace(batch, **{name: getattr(batch, name).to(device, non_blocking=True) for name in names})

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from primus.config.schema import ModelKeys
+from primus.config.schema import ModelKeys, Packing
 from primus.errors import CheckpointError
 
 LATEST_FILE = "latest_checkpointed_iteration.txt"
@@ -62,6 +62,8 @@ class RunFacts:
     """Block in which sequences are sorted by length."""
     chat_templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """The chat templates of the format `template`: `default`, and `tool_use` where there is another for tools."""
+    sft_packing: Packing = "none"
+    """How conversations share training sequences."""
 
     def to_json(self) -> str:
         """The facts as a JSON document."""
@@ -182,6 +184,7 @@ def check_run_continues(saved: RunFacts, *, run: RunFacts, folder: Path) -> None
         "seed",
         "global_batch_size",
         "sft_length_bucket",
+        "sft_packing",
         "params_dtype",
         "use_distributed_optimizer",
     )

@@ -52,5 +52,6 @@ def build_datasets(
             add_bos=keys.sft_add_bos,
             add_eos=keys.sft_add_eos,
         ),
+        packing=keys.packing,
     )
     return train, validation

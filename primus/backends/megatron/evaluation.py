@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mean loss of every supervised token of the validation split.
+"""The loss of the validation split, divided as that of training.
 
 Shapes: E sequences to evaluate, B sequences of a micro-batch.
 """
@@ -13,8 +13,9 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from primus.backends.megatron.batches import IntArray, SequenceDataset, load_micro_batches
+from primus.backends.megatron.batches import IntArray, SequenceDataset
 from primus.backends.megatron.distributed import sum_over_data_parallel
+from primus.backends.megatron.loading import MicroBatchLoader
 from primus.backends.megatron.loss import LossReport, forward_step
 
 
@@ -80,7 +81,7 @@ def evaluate(
         device: Where the model is.
 
     Returns:
-        Sum of the weighted losses of all targets divided by their number, however the ranks divide them.
+        Sum of the weighted losses of all targets, divided by the units of all sequences, however the ranks share them.
     """
     batches = evaluation_micro_batches(
         dataset,
@@ -91,12 +92,12 @@ def evaluate(
     )
     with inference(model):
         reports = run_forward_only(model, dataset, batches, pad_to_multiple_of=pad_to_multiple_of, device=device)
-    loss_sum, num_targets = sum_over_data_parallel(
+    loss_sum, num_units = sum_over_data_parallel(
         sum(report.loss_sum.item() for report in reports),
-        sum(report.num_targets for report in reports),
+        sum(report.num_units for report in reports),
         device=device,
     )
-    return loss_sum / num_targets
+    return loss_sum / num_units
 
 
 def run_forward_only(
@@ -112,7 +113,9 @@ def run_forward_only(
         return []
     reports: Sequence[LossReport] = get_forward_backward_func()(
         forward_step_func=forward_step,
-        data_iterator=load_micro_batches(dataset, batches, pad_to_multiple_of=pad_to_multiple_of, device=device),
+        data_iterator=MicroBatchLoader(
+            dataset, ((batch_B, None) for batch_B in batches), pad_to_multiple_of=pad_to_multiple_of, device=device
+        ),
         model=model,
         num_microbatches=len(batches),
         seq_length=dataset.max_seq_length,

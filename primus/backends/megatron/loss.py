@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The masked per-token loss, in the form that Megatron's schedules want.
 
-The loss of a step is the sum of the weighted losses of all targets of the global batch, divided by how many targets
-there are. A rank only sums: Megatron divides the gradients by the number of targets of all ranks and micro-batches
-(`calculate_per_token_loss`), so it does not matter how the targets fall on them. Weights scale a target's loss and not
-the divisor.
+The loss of a step is the sum of the weighted losses of all targets of the global batch, divided by the units of its
+sequences: as many as there are targets, if every token counts the same. A rank only sums: Megatron divides the
+gradients by the units of all ranks and micro-batches (`calculate_per_token_loss`), so it does not matter how the
+targets fall on them. Weights scale a target's loss and not the divisor.
 
 Shapes: N targets of a micro-batch.
 """
@@ -29,6 +29,12 @@ class LossReport:
     """Sum of the weighted losses, a float64 scalar on the device."""
     num_targets: int
     """How many targets there are."""
+    num_units: int
+    """What it adds to the divisor of the loss."""
+    num_places: int
+    """Positions that were computed, padding included."""
+    content_hash: int
+    """Its part in the hash of the global batch."""
 
 
 LossFunction = Callable[[Tensor], tuple[Tensor, Tensor, LossReport]]
@@ -49,30 +55,31 @@ def forward_step(batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple
         losses_N = model(
             batch.input_ids_BS,
             batch.position_ids_BS,
-            None,
+            batch.segments_C2,
             labels_N=batch.labels_N,
             target_positions_N=batch.target_positions_N,
         )
-    return losses_N, partial(sum_losses, batch.weights_N)
+    return losses_N, partial(sum_losses, batch)
 
 
-def sum_losses(weights_N: Tensor, losses_N: Tensor) -> tuple[Tensor, Tensor, LossReport]:
+def sum_losses(batch: MicroBatch, losses_N: Tensor) -> tuple[Tensor, Tensor, LossReport]:
     """Sum the weighted losses of a micro-batch.
 
     Args:
-        weights_N: How much each target counts.
-        losses_N: The loss of each target.
+        batch: The micro-batch.
+        losses_N: The loss of each of its targets.
 
     Returns:
-        The sum to differentiate, the number of targets as an int tensor, and the report.
-
-    Examples:
-        >>> total, num_targets, _ = sum_losses(torch.tensor([1.0, 0.5]), torch.tensor([2.0, 4.0]))
-        >>> total.item(), num_targets.item()
-        (4.0, 2)
+        The sum to differentiate, the units as an int tensor, and the report.
     """
-    weighted_N = losses_N * weights_N
-    # Rounding would otherwise depend on how the targets are divided into micro-batches.
-    loss_sum = weighted_N.detach().double().sum()
-    num_targets = torch.full((), weights_N.numel(), dtype=torch.int, device=weights_N.device)
-    return weighted_N.sum(), num_targets, LossReport(loss_sum=loss_sum, num_targets=weights_N.numel())
+    weighted_N = losses_N * batch.weights_N
+    report = LossReport(
+        # Rounding would otherwise depend on how the targets are divided into micro-batches.
+        loss_sum=weighted_N.detach().double().sum(),
+        num_targets=batch.weights_N.numel(),
+        num_units=batch.num_units,
+        num_places=batch.input_ids_BS.numel(),
+        content_hash=batch.content_hash,
+    )
+    num_units = torch.full((), batch.num_units, dtype=torch.int, device=losses_N.device)
+    return weighted_N.sum(), num_units, report

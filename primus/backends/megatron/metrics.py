@@ -27,7 +27,7 @@ class StepMetrics:
     iteration: int
     """Steps that were made, this one included."""
     lm_loss: float
-    """Sum of the weighted losses of the global batch's targets, divided by their number."""
+    """Sum of the weighted losses of the global batch's targets, divided by its units."""
     grad_norm: float | None
     """Norm of the gradient before it was clipped; None if it overflowed and the step changed no weight."""
     learning_rate: float
@@ -38,10 +38,14 @@ class StepMetrics:
     """Targets of this step."""
     tokens: int
     """Tokens of this step, padding not counted."""
+    fill: float
+    """Share of this step's positions that are not padding."""
     tokens_per_second: float
     """Tokens per second since the line before, padding, evaluations and checkpoints not counted."""
     step_time_s: float
     """Mean time of a step since the line before, evaluations and checkpoints not counted."""
+    batch_hash: str
+    """Hash of what this step trained, in its order; the same however ranks and micro-batches divide it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,7 @@ class EvaluationMetrics:
     iteration: int
     """Steps that were made."""
     validation_loss: float
-    """Mean loss of the supervised tokens of the validation split."""
+    """Sum of the weighted losses of the validation split's targets, divided by its units."""
     consumed_samples: int
     """Sequences that were trained until then."""
 
@@ -73,7 +77,7 @@ class MetricsWriter:
         self._file.flush()
         if self._scalars is not None:
             for name, value in line.items():
-                if name != "iteration" and value is not None:
+                if name != "iteration" and isinstance(value, int | float):
                     self._scalars.add_scalar(name, value, metrics.iteration)
 
 

@@ -14,7 +14,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from primus.backends.megatron.attention import build_layer_modules
+from primus.backends.megatron.attention import are_segments, build_layer_modules
 from primus.config.schema import TrainerConfig
 
 logger = logging.getLogger("primus")
@@ -40,8 +40,10 @@ class TargetsOnlyGPTModel(GPTModel):  # type: ignore[misc]
 
         Args:
             input_ids: Shape [B, S].
-            position_ids: Shape [B, S], or None: rotary positions do not read it.
-            attention_mask: None for causal attention, else as Megatron has it.
+            position_ids: Shape [B, S]. It is read where there are several conversations in a sequence; else rotary
+                positions are those of the sequence, and it may be None.
+            attention_mask: None for causal attention, or where conversations begin and end, or a mask; as for
+                `FusedDotProductAttention`.
             labels_N: The token to predict at each target; None gives logits.
             target_positions_N: Where the targets are: position `s` of sequence `b` is `s * B + b`.
 
@@ -52,6 +54,9 @@ class TargetsOnlyGPTModel(GPTModel):  # type: ignore[misc]
             logits_BSV: Tensor = super().forward(input_ids, position_ids, attention_mask)
             return logits_BSV
         decoder_input, rotary_pos_emb, *_ = self._preprocess(input_ids=input_ids, position_ids=position_ids)
+        if attention_mask is not None and position_ids is not None and are_segments(attention_mask):
+            # As if each conversation were alone: what a long sequence rounds off its angles depends on the place.
+            rotary_pos_emb = rotary_pos_emb[position_ids.t()].flatten(2, 3)
         hidden_SBH = self.decoder(
             hidden_states=decoder_input, attention_mask=attention_mask, rotary_pos_emb=rotary_pos_emb
         )
@@ -130,7 +135,7 @@ def build_model(trainer: TrainerConfig, *, padded_vocab_size: int, device: torch
         Megatron's DistributedDataParallel around GPTModel; its weights are those of the seed, the same on every rank.
     """
     config = build_transformer_config(trainer, device=device)
-    modules = build_layer_modules(config, device=device)
+    modules = build_layer_modules(config, device=device, is_packed=trainer.packing != "none")
     logger.info("model: %s", modules.reason)
     model = TargetsOnlyGPTModel(
         config=config,

@@ -43,7 +43,7 @@ def describe(metrics: Metrics) -> str:
     grad_norm = "overflow" if metrics.grad_norm is None else f"{metrics.grad_norm:.3f}"
     return (
         f"step {metrics.iteration} | loss {metrics.lm_loss:.4f} | grad norm {grad_norm} | "
-        f"lr {metrics.learning_rate:.3g} | {metrics.tokens_per_second:,.0f} tokens/s"
+        f"lr {metrics.learning_rate:.3g} | {metrics.tokens_per_second:,.0f} tokens/s | fill {100 * metrics.fill:.1f} %"
     )
 
 

@@ -5,7 +5,9 @@ Shapes: G sequences of a global batch.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +17,14 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from primus.backends.megatron.batches import IntArray, SequenceDataset, load_micro_batches, rank_micro_batches
+from primus.backends.megatron.batches import (
+    HASH_BITS,
+    HASHES,
+    IntArray,
+    MicroBatch,
+    SequenceDataset,
+    rank_micro_batches,
+)
 from primus.backends.megatron.distributed import sum_over_data_parallel
 from primus.backends.megatron.evaluation import inference, run_forward_only
 from primus.backends.megatron.loss import LossReport, forward_step
@@ -30,13 +39,27 @@ class StepOutcome:
     """What a step did."""
 
     lm_loss: float
-    """Sum of the weighted losses of the global batch's targets, divided by their number."""
+    """Sum of the weighted losses of the global batch's targets, divided by its units."""
     num_targets: int
     """Targets of the global batch."""
+    num_places: int
+    """Positions that were computed for it, padding included."""
+    batch_hash: str
+    """Hash of its content in its order, the same however ranks and micro-batches divide it."""
     grad_norm: float | None
     """Norm of the gradient before it was clipped; None if the step changed no weight."""
     learning_rate: float
     """Learning rate of the step."""
+
+
+class _StepSums(NamedTuple):
+    """Of the global batch."""
+
+    loss: float
+    num_targets: int
+    num_units: int
+    num_places: int
+    batch_hash: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,62 +81,86 @@ class TrainingStep:
     device: torch.device
     """Where the model is."""
 
-    def run(self, batch_G: IntArray, *, iteration: int) -> StepOutcome:
+    def run(self, batch_G: IntArray, micro_batches: Iterator[MicroBatch], *, iteration: int) -> StepOutcome:
         """Train on a global batch; all ranks call it together.
 
         Args:
             batch_G: Indices of the sequences, the same on every rank.
+            micro_batches: Gives this rank's micro-batches of it; others may follow.
             iteration: Number of the step, counted from 1, for messages.
 
         Returns:
             What the step did.
 
         Raises:
-            TrainingError: If the loss or the norm of the gradient is not finite. In the first case the weights are
-                still those of the step before.
+            TrainingError: If the loss or the norm of the gradient is not finite, or the batch has no units to divide
+                by. But for the norm, the weights are still those of the step before.
         """
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
-        reports = self._forward_and_backward(batch_G)
-        loss_sum, num_targets = sum_over_data_parallel(
-            torch.stack([report.loss_sum for report in reports]).sum().item(),
-            sum(report.num_targets for report in reports),
-            device=self.device,
-        )
-        if not math.isfinite(loss_sum):
-            raise TrainingError(self._describe_broken_loss(batch_G, iteration=iteration, loss=loss_sum))
+        reports = self._forward_and_backward(micro_batches, num_sequences=len(batch_G))
+        sums = self._sum_over_ranks(reports)
+        if not math.isfinite(sums.loss):
+            raise TrainingError(self._describe_broken_loss(batch_G, iteration=iteration, loss=sums.loss))
+        if not sums.num_units:
+            raise TrainingError(
+                f"step {iteration}: the global batch has targets, but nothing to divide their loss by, as all its "
+                f"sequences are later parts of conversations; raise global_batch_size; sequences: {self._name(batch_G)}"
+            )
+        lm_loss = sums.loss / sums.num_units
         self.scheduler.step(increment=1)
         is_updated, grad_norm, _ = self.optimizer.step()
         if is_updated and not math.isfinite(grad_norm):
             raise TrainingError(
                 f"step {iteration}: the norm of the gradient is {grad_norm}, though the loss is "
-                f"{loss_sum / num_targets:.4f}; lower lr or init_method_std; sequences: {self._name(batch_G)}"
+                f"{lm_loss:.4f}; lower lr or init_method_std; sequences: {self._name(batch_G)}"
             )
         return StepOutcome(
-            lm_loss=loss_sum / num_targets,
-            num_targets=int(num_targets),
+            lm_loss=lm_loss,
+            num_targets=sums.num_targets,
+            num_places=sums.num_places,
+            batch_hash=sums.batch_hash,
             grad_norm=float(grad_norm) if is_updated else None,
             learning_rate=self.optimizer.param_groups[0]["lr"],
         )
 
-    def _forward_and_backward(self, batch_G: IntArray) -> list[LossReport]:
-        batches = self._own_micro_batches(batch_G, micro_batch_size=self.micro_batch_size)
+    def _forward_and_backward(self, micro_batches: Iterator[MicroBatch], *, num_sequences: int) -> list[LossReport]:
+        at_once = self.micro_batch_size * parallel_state.get_data_parallel_world_size()
         reports: list[LossReport] = get_forward_backward_func()(
             forward_step_func=forward_step,
-            data_iterator=load_micro_batches(
-                self.dataset, batches, pad_to_multiple_of=self.pad_to_multiple_of, device=self.device
-            ),
+            data_iterator=micro_batches,
             model=self.model,
-            num_microbatches=len(batches),
+            num_microbatches=num_sequences // at_once,
             seq_length=self.dataset.max_seq_length,
             micro_batch_size=self.micro_batch_size,
             forward_only=False,
         )
         return reports
 
-    def _own_micro_batches(self, batch_G: IntArray, *, micro_batch_size: int) -> list[IntArray]:
+    def _sum_over_ranks(self, reports: list[LossReport]) -> "_StepSums":
+        content_hash = sum(report.content_hash for report in reports) % HASHES
+        # In halves, whose sums over many ranks are exact in float64.
+        high, low = divmod(content_hash, 1 << HASH_BITS // 2)
+        loss, num_targets, num_units, num_places, high_sum, low_sum = sum_over_data_parallel(
+            torch.stack([report.loss_sum for report in reports]).sum().item(),
+            sum(report.num_targets for report in reports),
+            sum(report.num_units for report in reports),
+            sum(report.num_places for report in reports),
+            high,
+            low,
+            device=self.device,
+        )
+        content_hash = ((int(high_sum) << HASH_BITS // 2) + int(low_sum)) % HASHES
+        return _StepSums(loss, int(num_targets), int(num_units), int(num_places), f"{content_hash:0{HASH_BITS // 4}x}")
+
+    def own_micro_batches(self, batch_G: IntArray) -> list[tuple[IntArray, IntArray]]:
+        """This rank's micro-batches of a global batch: indices of the sequences, and their places in it."""
+        places = self._own_places(len(batch_G), micro_batch_size=self.micro_batch_size)
+        return [(batch_G[places_B], places_B) for places_B in places]
+
+    def _own_places(self, num_sequences: int, *, micro_batch_size: int) -> list[IntArray]:
         return rank_micro_batches(
-            batch_G,
+            np.arange(num_sequences),
             micro_batch_size=micro_batch_size,
             data_parallel_rank=parallel_state.get_data_parallel_rank(),
             data_parallel_size=parallel_state.get_data_parallel_world_size(),
@@ -121,7 +168,7 @@ class TrainingStep:
 
     def _describe_broken_loss(self, batch_G: IntArray, *, iteration: int, loss: float) -> str:
         """Run the batch again, one sequence at a time, to name the sequences to blame."""
-        places = self._own_micro_batches(np.arange(len(batch_G)), micro_batch_size=1)
+        places = self._own_places(len(batch_G), micro_batch_size=1)
         own = [batch_G[place] for place in places]
         with inference(self.model):
             reports = run_forward_only(

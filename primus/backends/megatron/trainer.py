@@ -10,15 +10,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
-from primus.backends.megatron.batches import IntArray, SequenceDataset
+from primus.backends.megatron.batches import IntArray, MicroBatch, SequenceDataset
 from primus.backends.megatron.checkpoint import load_checkpoint, save_checkpoint
 from primus.backends.megatron.checkpoint_folder import RunFacts
 from primus.backends.megatron.datasets import build_datasets
 from primus.backends.megatron.distributed import Process, joined_processes, seed_dropout, seed_weights, this_process
 from primus.backends.megatron.evaluation import evaluate, parameters_gathered
 from primus.backends.megatron.layout import build_layout, num_steps
+from primus.backends.megatron.loading import AHEAD_PER_WORKER, MicroBatchLoader
 from primus.backends.megatron.loss_curve import draw_loss_curve
 from primus.backends.megatron.metrics import EvaluationMetrics, Metrics, StepMetrics, metrics_writer, read_metrics
 from primus.backends.megatron.model import build_model
@@ -203,6 +206,7 @@ def _run_facts(
         global_batch_size=trainer.global_batch_size,
         sft_length_bucket=trainer.sft_length_bucket,
         chat_templates=tokenizer.chat_templates,
+        sft_packing=trainer.packing,
     )
 
 
@@ -226,12 +230,14 @@ class _Run:
         self._train = train
         self._validation = validation
         self._facts = facts
-        self._order = SequenceOrder(
+        order = SequenceOrder(
             train.num_positions_N,
             seed=trainer.seed,
             global_batch_size=trainer.global_batch_size,
             length_bucket=trainer.sft_length_bucket,
         )
+        # Each batch is asked for twice: when it is loaded ahead, and when it is trained.
+        self._global_batch = lru_cache(maxsize=2 + AHEAD_PER_WORKER * trainer.num_workers)(order.global_batch)
         seed_weights(trainer.seed)
         self._model = build_model(trainer, padded_vocab_size=facts.padded_vocab_size, device=process.device)
         self._optimizer = build_optimizer(trainer, self._model)
@@ -267,18 +273,22 @@ class _Run:
         if start >= self.train_iters:
             logger.warning("step %d is reached already, and the run has %d; nothing to do", start, self.train_iters)
         clock = _Clock()
-        for index in range(start, self.train_iters):
-            iteration, is_last = index + 1, index + 1 == self.train_iters
-            batch_G = self._order.global_batch(index)
-            with clock.measuring(tokens=int(self._train.num_positions_N[batch_G].sum())):
-                outcome = self._make_step(batch_G, iteration=iteration)
-            if is_last or iteration % self._trainer.log_interval == 0:
-                show(self._step_metrics(outcome, iteration=iteration, clock=clock))
-                clock = _Clock()
-            if is_last or _is_due(iteration, self._trainer.eval_interval):
-                validation_loss = self._evaluate(iteration, show)
-            if is_last or _is_due(iteration, self._trainer.save_interval):
-                checkpoint = self._save(iteration)
+        with self._loader(start) as loader:
+            for index in range(start, self.train_iters):
+                iteration, is_last = index + 1, index + 1 == self.train_iters
+                batch_G = self._global_batch(index)
+                tokens = int(self._train.num_positions_N[batch_G].sum())
+                with clock.measuring(tokens=tokens):
+                    outcome = self._make_step(batch_G, loader, iteration=iteration)
+                if is_last or iteration % self._trainer.log_interval == 0:
+                    show(self._step_metrics(outcome, iteration=iteration, clock=clock))
+                    clock = _Clock()
+                if is_last or _is_due(iteration, self._trainer.eval_interval):
+                    validation_loss = self._evaluate(iteration, show)
+                if is_last or _is_due(iteration, self._trainer.save_interval):
+                    # The checkpoint's writers are forked.
+                    loader.settle()
+                    checkpoint = self._save(iteration)
         return TrainingResult(
             iteration=max(start, self.train_iters),
             lm_loss=None if outcome is None else outcome.lm_loss,
@@ -288,14 +298,24 @@ class _Run:
             loss_curve_path=logs / "loss_curve.png",
         )
 
+    def _loader(self, start: int) -> MicroBatchLoader:
+        batches = map(self._global_batch, range(start, self.train_iters))
+        return MicroBatchLoader(
+            self._train,
+            chain.from_iterable(map(self._step.own_micro_batches, batches)),
+            pad_to_multiple_of=self._trainer.sft_pad_to_multiple_of,
+            device=self._process.device,
+            num_workers=self._trainer.num_workers,
+        )
+
     @property
     def _save_dir(self) -> Path:
         return self._trainer.save or self._config.exp_dir / "checkpoints"
 
-    def _make_step(self, batch_G: IntArray, *, iteration: int) -> StepOutcome:
+    def _make_step(self, batch_G: IntArray, micro_batches: Iterator[MicroBatch], *, iteration: int) -> StepOutcome:
         if self._trainer.attention_dropout or self._trainer.hidden_dropout:
             seed_dropout(self._trainer.seed, iteration=iteration)
-        outcome = self._step.run(batch_G, iteration=iteration)
+        outcome = self._step.run(batch_G, micro_batches, iteration=iteration)
         if outcome.grad_norm is None:
             logger.warning("step %d: the gradient overflowed, so the step changed no weight", iteration)
         return outcome
@@ -309,8 +329,10 @@ class _Run:
             consumed_samples=iteration * self._trainer.global_batch_size,
             supervised_tokens=outcome.num_targets,
             tokens=clock.newest_tokens,
+            fill=clock.newest_tokens / outcome.num_places,
             tokens_per_second=clock.tokens / clock.seconds,
             step_time_s=clock.seconds / clock.steps,
+            batch_hash=outcome.batch_hash,
         )
 
     def _evaluate(self, iteration: int, show: Callable[[Metrics], None]) -> float | None:

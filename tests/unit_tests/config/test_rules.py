@@ -43,6 +43,13 @@ from tests.unit_tests.config.conftest import RUN, Problems, Write
         ("kv_channels=5", "kv_channels: a head is 5 wide, and rotary positions turn pairs of channels; make it even"),
         ("num_query_groups=3", "num_query_groups: 3 does not divide num_attention_heads, 4; change one of them"),
         ("seq_length=513", "seq_length: 513 is more than max_position_embeddings, 512; shorten the sequences"),
+        (
+            "sft_packing=sequential sft_length_bucket=8",
+            (
+                "sft_length_bucket: 8 sorts conversations by length, and packed sequences (sft_packing sequential) have "
+                "one; set it to 0"
+            ),
+        ),
         ("train_iters=null", "train_iters: neither train_iters nor sft_num_epochs is given; give one of them"),
         (
             "sft_num_epochs=2.5 train_iters=10",

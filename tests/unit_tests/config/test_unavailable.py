@@ -13,7 +13,6 @@ CASES = {
     "sequence_parallel=true": "set it to false; recompute_granularity full saves activation memory",
     "lora.enabled=true": "set it to false, which trains all weights",
     "hf_path=model": "set it to null and start from a checkpoint of this project with load and finetune",
-    "enable_packed_sequences=true": "set it to false; sft_length_bucket keeps most of the padding away",
     "add_bias_linear=true": "set it to false; add_qkv_bias is the bias that Qwen2 has",
 }
 

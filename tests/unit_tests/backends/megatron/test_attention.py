@@ -86,9 +86,9 @@ def test_the_norm_is_that_of_the_paper(config: TransformerConfig) -> None:
 def test_the_log_can_say_which_attention_runs_and_why(
     config: TransformerConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "(the device is a CPU)" in build_layer_modules(config, device=CPU).reason
+    assert "(the device is a CPU)" in build_layer_modules(config, device=CPU, is_packed=False).reason
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    modules = build_layer_modules(config, device=torch.device("cuda"))
+    modules = build_layer_modules(config, device=torch.device("cuda"), is_packed=False)
     assert "torch scaled_dot_product_attention" in modules.reason
     assert "(transformer_engine is not installed)" in modules.reason
     assert modules.submodules.layer_norm is RMSNorm

@@ -6,10 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from primus.backends.megatron.batches import load_micro_batches, rank_micro_batches
+from primus.backends.megatron.batches import rank_micro_batches, read_micro_batch
 from primus.backends.megatron.evaluation import evaluated_sequences
 
-CPU = torch.device("cpu")
 SMALL = st.integers(1, 5)
 
 
@@ -41,7 +40,7 @@ def test_the_micro_batches_are_the_same_for_any_number_of_ranks(micro: int, pass
 def test_a_micro_batch_holds_every_target_at_its_place(tiny: ModuleType) -> None:
     data = tiny.TinySequences(20)
     batch_B = np.array([3, 17, 5])
-    (batch,) = load_micro_batches(data, [batch_B], pad_to_multiple_of=8, device=CPU)
+    batch = read_micro_batch(data, batch_B, pad_to_multiple_of=8)
     found = {
         (int(place) % 3, int(place) // 3): (int(label), float(weight))
         for place, label, weight in zip(batch.target_positions_N, batch.labels_N, batch.weights_N, strict=True)
@@ -62,7 +61,7 @@ def test_a_micro_batch_is_as_long_as_its_longest_sequence(tiny: ModuleType) -> N
     for batch_B in by_length.reshape(-1, 2):
         longest = data.num_positions_N[batch_B].max()
         for multiple in (1, 8, 24):
-            (batch,) = load_micro_batches(data, [batch_B], pad_to_multiple_of=multiple, device=CPU)
+            batch = read_micro_batch(data, batch_B, pad_to_multiple_of=multiple)
             rounded = -(-longest // multiple) * multiple
             assert batch.input_ids_BS.shape == batch.position_ids_BS.shape == (2, min(rounded, 32))
             for row, index in zip(batch.input_ids_BS, batch_B, strict=True):

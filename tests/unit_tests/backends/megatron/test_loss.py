@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from primus.backends.megatron.batches import MicroBatch
 from primus.backends.megatron.distributed import joined_processes, seed_weights, this_process
 from primus.backends.megatron.loss import sum_losses
 from primus.backends.megatron.model import build_model
@@ -39,10 +40,21 @@ def relative_error(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]
 
 
 def test_weights_scale_the_loss_and_not_the_divisor() -> None:
-    weights_N, losses_N = torch.tensor([1.0, 0.5, 2.0]), torch.tensor([1.0, 2.0, 3.0])
-    total, num_targets, report = sum_losses(weights_N, losses_N)
-    assert (total.item(), num_targets.item(), num_targets.dtype) == (8.0, 3, torch.int)
-    assert (report.loss_sum.item(), report.num_targets) == (8.0, 3)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    batch = MicroBatch(
+        input_ids_BS=torch.zeros(2, 8, dtype=torch.int64),
+        position_ids_BS=nothing,
+        segments_C2=None,
+        target_positions_N=nothing,
+        labels_N=nothing,
+        weights_N=torch.tensor([1.0, 0.5, 2.0]),
+        num_units=2,
+        content_hash=7,
+    )
+    total, num_units, report = sum_losses(batch, torch.tensor([1.0, 2.0, 3.0]))
+    assert (total.item(), num_units.item(), num_units.dtype) == (8.0, 2, torch.int)
+    assert report.loss_sum.item() == 8.0
+    assert (report.num_targets, report.num_units, report.num_places, report.content_hash) == (3, 2, 16, 7)
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 8])

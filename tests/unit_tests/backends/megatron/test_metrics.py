@@ -17,8 +17,10 @@ def step(iteration: int, *, lm_loss: float = 0.1 + 0.2, grad_norm: float | None 
         consumed_samples=8 * iteration,
         supervised_tokens=30,
         tokens=100,
+        fill=0.875,
         tokens_per_second=1234.5,
         step_time_s=0.25,
+        batch_hash="0123456789abcdef",
     )
 
 
@@ -36,7 +38,7 @@ def test_a_step_has_the_keys_that_readers_rely_on(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with metrics_writer(path, start=0, tensorboard_dir=None) as writer:
         writer.write(step(1))
-    keys = "iteration lm_loss grad_norm learning_rate consumed_samples supervised_tokens tokens_per_second"
+    keys = "iteration lm_loss grad_norm learning_rate consumed_samples supervised_tokens tokens_per_second batch_hash"
     assert set(keys.split()) <= json.loads(path.read_text()).keys()
 
 
@@ -73,7 +75,8 @@ def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
     assert points["lm_loss"] == [(1, 0.5), (2, 0.25)]
     assert points["validation_loss"] == [(2, 0.75)]
     assert points["grad_norm"] == [(1, 1.5)]
-    assert "iteration" not in points
+    assert points["fill"] == [(1, 0.875), (2, 0.875)]
+    assert not {"iteration", "batch_hash"} & points.keys()
 
 
 def test_a_number_that_json_does_not_have_is_refused(tmp_path: Path) -> None:

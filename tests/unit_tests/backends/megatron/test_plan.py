@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from primus.backends.megatron.batches import load_micro_batch, rank_micro_batches
+from primus.backends.megatron.batches import rank_micro_batches, read_micro_batch
 from primus.backends.megatron.core.datasets.sft_dataset import SFTDataset
 from primus.backends.megatron.distributed import joined_processes, seed_weights, this_process
 from primus.backends.megatron.memory import MemoryEstimate, ParallelSizes, Recompute, estimate_memory
@@ -248,9 +248,7 @@ def test_the_padding_share_is_that_of_the_micro_batches_of_the_run(rows: Path) -
             for batch_B in rank_micro_batches(
                 order.global_batch(step), micro_batch_size=2, data_parallel_rank=rank, data_parallel_size=2
             ):
-                batch = load_micro_batch(
-                    data, batch_B, pad_to_multiple_of=keys.sft_pad_to_multiple_of, device=torch.device("cpu")
-                )
+                batch = read_micro_batch(data, batch_B, pad_to_multiple_of=keys.sft_pad_to_multiple_of)
                 places += batch.input_ids_BS.numel()
                 positions += int(data.num_positions_N[batch_B].sum())
                 assert batch.input_ids_BS.size(1) <= plan.widest

@@ -20,8 +20,10 @@ def step(iteration: int, *, grad_norm: float | None = 1.5) -> StepMetrics:
         consumed_samples=8 * iteration,
         supervised_tokens=30,
         tokens=100,
+        fill=0.875,
         tokens_per_second=12345.6,
         step_time_s=0.25,
+        batch_hash="0123456789abcdef",
     )
 
 
@@ -30,7 +32,7 @@ def evaluation(iteration: int) -> EvaluationMetrics:
 
 
 def test_a_step_is_one_line() -> None:
-    assert describe(step(7)) == "step 7 | loss 0.5000 | grad norm 1.500 | lr 5e-06 | 12,346 tokens/s"
+    assert describe(step(7)) == "step 7 | loss 0.5000 | grad norm 1.500 | lr 5e-06 | 12,346 tokens/s | fill 87.5 %"
     assert "grad norm overflow" in describe(step(7, grad_norm=None))
 
 

@@ -30,9 +30,9 @@ def step(tiny: ModuleType, tmp_path: Path) -> TrainingStep:
     )
 
 
-def test_a_step_reports_the_mean_over_the_targets_of_the_global_batch(step: TrainingStep) -> None:
+def test_a_step_reports_the_mean_over_the_targets_of_the_global_batch(tiny: ModuleType, step: TrainingStep) -> None:
     batch_G = np.arange(8)
-    outcome = step.run(batch_G, iteration=1)
+    outcome = step.run(batch_G, tiny.micro_batches_of(step, batch_G), iteration=1)
     assert outcome.num_targets == step.dataset.num_targets_N[:8].sum()
     # Weights of 0.5 lower the loss of a model that knows nothing below that of guessing.
     assert 1.5 < outcome.lm_loss < np.log(61)
@@ -41,33 +41,35 @@ def test_a_step_reports_the_mean_over_the_targets_of_the_global_batch(step: Trai
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_sequences(step: TrainingStep, poison: float) -> None:
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_sequences(
+    tiny: ModuleType, step: TrainingStep, poison: float
+) -> None:
     for index in (3, 6):
-        step.dataset[index]["loss_mask"][0] = poison
+        step.dataset.rows[index]["loss_mask"][0] = poison  # type: ignore[attr-defined]
     before = [parameter.clone() for parameter in step.model.parameters()]
     message = (
         f"step 5: the loss is {poison} because of 2 of the global batch's 8 sequences; "
         "look at tiny.jsonl:4, tiny.jsonl:7$"
     )
     with pytest.raises(TrainingError, match=message):
-        step.run(np.arange(8), iteration=5)
+        step.run(np.arange(8), tiny.micro_batches_of(step, np.arange(8)), iteration=5)
     assert all(torch.equal(old, new) for old, new in zip(before, step.model.parameters(), strict=True))
 
 
-def test_a_broken_model_is_told_from_broken_sequences(step: TrainingStep) -> None:
+def test_a_broken_model_is_told_from_broken_sequences(tiny: ModuleType, step: TrainingStep) -> None:
     with torch.no_grad():
         next(iter(step.model.parameters())).fill_(float("nan"))
     message = (
         "step 5: the loss is nan, with every sequence of the global batch; lower lr, .*: tiny.jsonl:1, .* and 2 more"
     )
     with pytest.raises(TrainingError, match=message):
-        step.run(np.arange(10), iteration=5)
+        step.run(np.arange(10), tiny.micro_batches_of(step, np.arange(10)), iteration=5)
 
 
-def test_a_gradient_that_is_no_number_stops_the_run(step: TrainingStep) -> None:
+def test_a_gradient_that_is_no_number_stops_the_run(tiny: ModuleType, step: TrainingStep) -> None:
     parameter = next(iter(step.model.parameters()))
     parameter.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(
         TrainingError, match=r"step 5: the norm of the gradient is (nan|inf), though the loss is .*; lower"
     ):
-        step.run(np.arange(8), iteration=5)
+        step.run(np.arange(8), tiny.micro_batches_of(step, np.arange(8)), iteration=5)

@@ -3,20 +3,34 @@
 
 import json
 import sys
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from primus.backends.megatron.batches import IntArray, SequenceDataset
+from primus.backends.megatron.core.datasets.settings import DatasetSettings
+from primus.backends.megatron.core.datasets.sft_dataset import SFTDataset
 from primus.backends.megatron.distributed import joined_processes, seed_weights, this_process
+from primus.backends.megatron.loading import MicroBatchLoader
 from primus.backends.megatron.model import build_model
 from primus.backends.megatron.optimizer import build_optimizer
 from primus.backends.megatron.step import TrainingStep
 from primus.backends.megatron.trainer import TokenizerFacts, TrainingResult, train_on
 from primus.config.schema import TrainConfig
+from primus.sft.dataset import EncodingOptions, TokenizedDataset
+from primus.sft.encoding import EncodedConversation
+from primus.sft.formatters import create_formatter
+from primus.sft.ledger import Ledger
+from primus.sft.masking import PackedTargets
+from primus.sft.packing import Method
+from primus.sft.sequences import SequenceArrays
+from primus.sft.tokenizer import SFTTokenizer, load_tokenizer
 
 VOCAB_SIZE = 61
 TOKENIZER = TokenizerFacts(name="tiny", vocab_size=VOCAB_SIZE, adds_bos=False)
@@ -35,6 +49,8 @@ class TinySequences:
         self.num_positions_N: IntArray = rng.integers(5, max_seq_length + 1, num_sequences)
         self.rows = [self._row(rng, int(length)) for length in self.num_positions_N]
         self.num_targets_N: IntArray = np.array([int((row["loss_mask"] > 0).sum()) for row in self.rows])
+        self.num_units_N = self.num_targets_N
+        self.is_packed = False
 
     def _row(self, rng: np.random.Generator, length: int) -> dict[str, torch.Tensor]:
         tokens = np.cumsum(rng.integers(1, 3, length + 1)) % VOCAB_SIZE
@@ -55,11 +71,74 @@ class TinySequences:
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return self.rows[index]
 
+    def batch(self, indices_B: IntArray, *, length: int) -> PackedTargets:
+        rows = [self.rows[index] for index in indices_B]
+        starts = np.arange(len(rows)) * length
+
+        def stack(name: str) -> npt.NDArray[Any]:
+            return torch.stack([row[name][:length] for row in rows]).numpy()
+
+        return PackedTargets(
+            input_ids_BS=stack("input_ids"),
+            labels_BS=stack("labels"),
+            loss_mask_BS=stack("loss_mask"),
+            position_ids_BS=stack("position_ids"),
+            segments_C2=np.stack([starts, starts + self.num_positions_N[indices_B]], axis=1).astype(np.int32),
+        )
+
     def origin(self, index: int) -> str:
         return f"tiny.jsonl:{index + 1}"
 
 
 VALIDATION = TinySequences(13, seed=1)
+
+
+@lru_cache
+def _byte_tokenizer() -> SFTTokenizer:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({"<pad>": 0, **{letter: 1 + n for n, letter in enumerate(letters)}}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return load_tokenizer(tokenizer)
+
+
+def conversations(num: int, *, seed: int = 0, longest: int = 20) -> list[EncodedConversation]:
+    """Random conversations of 3 to `longest` tokens with two trained pieces, of weight 1 and 0.5."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for number in range(num):
+        tokens_T = np.cumsum(rng.integers(1, 3, rng.integers(3, longest + 1))) % VOCAB_SIZE
+        edges = np.sort(rng.choice(len(tokens_T) + 1, size=3, replace=False))
+        made.append(
+            EncodedConversation(
+                tokens_T=tokens_T,
+                token_spans_K2=np.stack([edges[:-1], edges[1:]], axis=1),
+                turns_K=np.array([1, 3]),
+                is_end_K=np.array([False, False]),
+                weights_K=np.array([0.5, 1.0], dtype=np.float32),
+                origin=f"tiny.jsonl:{number + 1}",
+            )
+        )
+    return made
+
+
+def dataset_of(made: Sequence[EncodedConversation], *, packing: Method, max_seq_length: int = 32) -> SFTDataset:
+    """The data set of conversations, in two shards."""
+    half = len(made) // 2
+    shards = [
+        SequenceArrays.of_conversations(part, content_hashes=[bytes(16)] * len(part))
+        for part in (made[:half], made[half:])
+    ]
+    tokenizer = _byte_tokenizer()
+    settings = DatasetSettings(
+        tokenizer=tokenizer,
+        formatter=create_formatter("alpaca", eos_token="<pad>", tokenizer=tokenizer),
+        max_seq_length=max_seq_length,
+        seed=1234,
+        options=EncodingOptions(),
+        packing=packing,
+    )
+    return SFTDataset.from_tokenized(TokenizedDataset(shards, ledger=Ledger()), settings, [])
 
 
 def tiny_config(workspace: Path, **trainer: object) -> TrainConfig:
@@ -87,7 +166,9 @@ def run_tiny(
     config: TrainConfig, *, train: SequenceDataset | None = None, validation: SequenceDataset | None = VALIDATION
 ) -> TrainingResult:
     """Train on the tiny data in this process."""
-    train = train or TinySequences(40)
+    if train is None:
+        packing = config.trainer.packing
+        train = TinySequences(40) if packing == "none" else dataset_of(conversations(120), packing=packing)
     return train_on(config, process=this_process(), train=train, validation=validation, tokenizer=TOKENIZER)
 
 
@@ -97,9 +178,16 @@ def read_losses(result: TrainingResult, name: str = "lm_loss") -> list[float]:
     return [line[name] for line in lines if name in line]
 
 
-def gradients_of_a_step(config: TrainConfig) -> dict[str, npt.NDArray[np.float32]]:
+def micro_batches_of(step: TrainingStep, batch_G: IntArray) -> MicroBatchLoader:
+    """This rank's micro-batches of a global batch."""
+    return MicroBatchLoader(
+        step.dataset, step.own_micro_batches(batch_G), pad_to_multiple_of=8, device=torch.device("cpu")
+    )
+
+
+def gradients_of_a_step(config: TrainConfig, data: SequenceDataset | None = None) -> dict[str, npt.NDArray[np.float32]]:
     """The gradients of the first global batch, as the optimizer is given them."""
-    process, data = this_process(), TinySequences(40)
+    process, data = this_process(), data or TinySequences(40)
     with joined_processes(process, config.trainer):
         seed_weights(config.trainer.seed)
         model = build_model(config.trainer, padded_vocab_size=64, device=process.device)
@@ -113,7 +201,8 @@ def gradients_of_a_step(config: TrainConfig) -> dict[str, npt.NDArray[np.float32
             device=process.device,
         )
         model.zero_grad_buffer()
-        step._forward_and_backward(np.arange(config.trainer.global_batch_size))
+        batch_G = np.arange(config.trainer.global_batch_size)
+        step._forward_and_backward(micro_batches_of(step, batch_G), num_sequences=len(batch_G))
         return {name: parameter.main_grad.numpy().copy() for name, parameter in model.module.named_parameters()}
 
 

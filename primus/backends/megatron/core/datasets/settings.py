@@ -12,6 +12,7 @@ from primus.errors import ConfigError
 from primus.sft.dataset import EncodingOptions, TokenizedDataset, tokenize_files
 from primus.sft.formatters import ConversationFormatter, create_formatter
 from primus.sft.ledger import TRAINED, VALIDATION
+from primus.sft.packing import Method
 from primus.sft.tokenizer import SFTTokenizer
 
 logger = logging.getLogger("primus")
@@ -27,6 +28,7 @@ class DatasetSettings:
         max_seq_length: Positions of a training sequence.
         seed: Of the order.
         options: What is a target, and what happens to rows that do not fit.
+        packing: How conversations share training sequences.
     """
 
     tokenizer: SFTTokenizer
@@ -34,6 +36,7 @@ class DatasetSettings:
     max_seq_length: int
     seed: int
     options: EncodingOptions
+    packing: Method = "none"
 
     def tokenize(
         self,
