@@ -4,8 +4,8 @@
 import hashlib
 import json
 import math
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field, fields
+from typing import Literal, get_args
 
 from primus.errors import ConversationError
 
@@ -107,6 +107,32 @@ class Message:
         return self.role == "user" and 2 <= start < len(self.content) and self.content[start - 2 : start] == "\n\n"
 
 
+_set_role, _set_content, *_set_others = (getattr(Message, field.name).__set__ for field in fields(Message))
+_set_calls, _set_call_id, _set_name, _set_reasoning, _set_weight, _set_input_start = _set_others
+
+
+def plain_message(role: Role, content: str) -> Message:
+    """A message of a role and a text, in a third of the time that `Message` takes to check all fields.
+
+    Args:
+        role: Who speaks, one of the four.
+        content: What is said; must be encodable.
+
+    Returns:
+        The message.
+    """
+    message = object.__new__(Message)
+    _set_role(message, role)
+    _set_content(message, content)
+    _set_calls(message, ())
+    _set_call_id(message, None)
+    _set_name(message, None)
+    _set_reasoning(message, None)
+    _set_weight(message, None)
+    _set_input_start(message, None)
+    return message
+
+
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """Messages that belong together, in order.
@@ -141,6 +167,11 @@ class Conversation:
     @property
     def content_hash(self) -> str:
         """128 bits that are equal for equal conversations, wherever they came from."""
+        return self._hash(len(self.messages)).hex()
+
+    @property
+    def content_digest(self) -> bytes:
+        """The bytes that `content_hash` writes."""
         return self._hash(len(self.messages))
 
     @property
@@ -153,18 +184,21 @@ class Conversation:
         """
         roles = [message.role for message in self.messages]
         if "user" in roles:
-            return self._hash(roles.index("user") + 1)
-        return self._hash(next(i for i, role in enumerate(roles, start=1) if role != "system"))
+            return self._hash(roles.index("user") + 1).hex()
+        return self._hash(next(i for i, role in enumerate(roles, start=1) if role != "system")).hex()
 
-    def _hash(self, num_messages: int) -> str:
-        facts: list[Any] = [list(self.tools)]
+    def _hash(self, num_messages: int) -> bytes:
+        # Every text is told with its length, so that no two conversations write the same.
+        facts = [f"{len(tool)} {tool}" for tool in self.tools]
+        facts.append(f"{len(self.tools)} tools")
         # Tools bring a system turn along, so an empty one in front of them changes nothing.
         skipped = 1 if self.tools and self.messages[0] == Message("system", "") else 0
         for m in self.messages[skipped:num_messages]:
-            calls = [[c.name, c.arguments] for c in m.tool_calls]
-            facts.append([m.role, m.content, calls, m.reasoning])
-        text = json.dumps(facts, ensure_ascii=False, separators=(",", ":"))
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+            facts.append(f"{m.role} {len(m.content)} {m.content}")
+            facts += (f"call {len(c.name)} {c.name}{c.arguments}" for c in m.tool_calls)
+            if m.reasoning is not None:
+                facts.append(f"reasoning {len(m.reasoning)} {m.reasoning}")
+        return hashlib.blake2b("\n".join(facts).encode(), digest_size=16).digest()
 
 
 def check_encodable(what: str, text: str) -> None:

@@ -110,6 +110,27 @@ class SequenceArrays:
             origin_bounds_N1=bounds_of([len(origin) for origin in origins]),
         )
 
+    def between(self, first: int, last: int) -> Self:
+        """The sequences `[first, last)`, with views of these arrays where possible."""
+        tokens, spans, origins = (
+            slice(bounds[first], bounds[last])
+            for bounds in (self.token_bounds_N1, self.span_bounds_N1, self.origin_bounds_N1)
+        )
+        return type(self)(
+            tokens_T=self.tokens_T[tokens],
+            token_bounds_N1=self.token_bounds_N1[first : last + 1] - self.token_bounds_N1[first],
+            token_spans_K2=self.token_spans_K2[spans],
+            turns_K=self.turns_K[spans],
+            is_end_K=self.is_end_K[spans],
+            weights_K=self.weights_K[spans],
+            span_bounds_N1=self.span_bounds_N1[first : last + 1] - self.span_bounds_N1[first],
+            num_targets_N=self.num_targets_N[first:last],
+            num_units_N=self.num_units_N[first:last],
+            content_hashes_N16=self.content_hashes_N16[first:last],
+            origins_P=self.origins_P[origins],
+            origin_bounds_N1=self.origin_bounds_N1[first : last + 1] - self.origin_bounds_N1[first],
+        )
+
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         """The sequences of several arrays, in order.

@@ -14,6 +14,7 @@ from primus.chat.messages import Conversation
 from primus.chat.reading import Row
 from primus.errors import ConversationError
 from primus.sft.encoding import EncodedConversation
+from primus.sft.flat_encoding import FlatConversations, encode_conversations
 from primus.sft.ledger import NOTHING_TO_TRAIN, OVERLONG, TRAINED, VALIDATION, Ledger
 from primus.sft.recipe import Encoder, Recipe
 from primus.sft.sequences import SequenceArrays
@@ -104,81 +105,153 @@ class ShardEncoder:
             EngineError: If the fast engine gives other ids than the reference.
             TokenizerError: If BOS or EOS is asked for and the tokenizer has none.
         """
-        ledger = Ledger()
-        sequences: dict[str, list[EncodedConversation]] = {TRAIN_SPLIT: [], VALIDATION_SPLIT: []}
-        hashes: dict[str, list[bytes]] = {TRAIN_SPLIT: [], VALIDATION_SPLIT: []}
-        bad_rows: list[BadRow] = []
-        problems: list[str] = []
-        for reading in batch.readings():
-            try:
-                conversations = _conversations(reading)
-                ledger.ignored_fields.update({name for c in conversations for name in c.ignored_fields})
-                side = self._side(conversations)
-                encoded = [self._encode(conversation) for conversation in conversations]
-            except ConversationError as exc:
-                problems.append(str(exc))
-                for row in reading.rows:
-                    ledger.record(f"bad:{exc.reason}", origin=row.origin)
-                    bad_rows.append(BadRow(row, exc.reason, str(exc)))
+        readings = list(batch.readings())
+        sides = [self._side(reading) for reading in readings]
+        conversations = [
+            conversation
+            for reading, side in zip(readings, sides, strict=True)
+            if isinstance(side, str)
+            for conversation in reading.conversations
+        ]
+        work = _Work(conversations, encode_conversations(conversations, self._encoder))
+        first = 0
+        for reading, side in zip(readings, sides, strict=True):
+            for conversation in reading.conversations:
+                work.ledger.ignored_fields.update(conversation.ignored_fields)
+            if isinstance(side, ConversationError):
+                work.refuse(reading, side)
                 continue
-            used = VALIDATION if side == VALIDATION_SPLIT else self._outcome
-            outcomes = [self._outcome_of(one, ledger, used=used) for one in encoded]
-            for conversation, one, what in zip(conversations, encoded, outcomes, strict=True):
-                if what == used:
-                    sequences[side].append(one)
-                    hashes[side].append(bytes.fromhex(conversation.content_hash))
-            ledger.record_together(
-                used if used in outcomes else outcomes[0],
-                origins=[row.origin for row in reading.rows],
-                num_conversations=outcomes.count(used),
-                num_dropped=len(outcomes) - outcomes.count(used),
-            )
-        splits = {
-            name: SequenceArrays.of_conversations(of_split, content_hashes=hashes[name])
-            for name, of_split in sequences.items()
-        }
-        return EncodedBatch(splits, ledger, tuple(bad_rows), tuple(problems), len(batch.rows.lines))
+            last = first + len(reading.conversations)
+            try:
+                self._take(reading, side, range(first, last), work)
+            except ConversationError as exc:
+                work.refuse(reading, exc)
+            first = last
+        splits = {name: collected.arrays() for name, collected in work.splits.items()}
+        return EncodedBatch(splits, work.ledger, tuple(work.bad_rows), tuple(work.problems), len(batch.rows.lines))
 
-    def _side(self, conversations: Sequence[Conversation]) -> str:
+    def _side(self, reading: Reading) -> str | ConversationError:
+        """The split of what rows gave, or why they can't be used."""
+        if reading.error is not None:
+            return reading.error
         if not self._fraction:
             return TRAIN_SPLIT
+        conversations = reading.conversations
         sides = {split_of(conversation, validation_fraction=self._fraction) for conversation in conversations}
-        if len(sides) > 1:
-            raise ConversationError(
-                f"{conversations[0].origin}: the branches of the tree begin with different questions, which fall on"
-                " both sides of sft_validation_fraction; name files to validate on",
-                reason="split",
-            )
-        return sides.pop()
+        if len(sides) == 1:
+            return sides.pop()
+        return ConversationError(
+            f"{conversations[0].origin}: the branches of the tree begin with different questions, which fall on both"
+            " sides of sft_validation_fraction; name files to validate on",
+            reason="split",
+        )
 
-    def _encode(self, conversation: Conversation) -> EncodedConversation:
-        encoded = self._encoder.trace(conversation).encoded
-        policy = self._encoder.options.truncation
-        if policy == "right":
-            return truncate_right(encoded, max_tokens=self._max_seq_length + 1)
-        if policy == "error" and len(encoded.tokens_T) > self._max_seq_length + 1:
-            raise ConversationError(
-                f"{conversation.origin}: the conversation has {len(encoded.tokens_T)} tokens, but seq_length"
-                f" {self._max_seq_length} holds {self._max_seq_length + 1}; raise seq_length, or set sft_truncation to"
-                " drop or right",
-                reason=OVERLONG,
-            )
-        return encoded
+    def _take(self, reading: Reading, side: str, places: range, work: "_Work") -> None:
+        """Put the conversations of rows where they belong.
 
-    def _outcome_of(self, encoded: EncodedConversation, ledger: Ledger, *, used: str) -> str:
-        """What becomes of one conversation; counts what is noticed about it."""
-        ledger.num_splits += encoded.num_splits
-        if len(encoded.tokens_T) > self._max_seq_length + 1:
-            return OVERLONG
-        ledger.num_truncated += encoded.is_truncated
-        ledger.num_untrained_turns += encoded.num_untrained_turns
-        return NOTHING_TO_TRAIN if encoded.num_targets == 0 else used
+        Raises:
+            ConversationError: If one of them can't be used; then none is.
+        """
+        used = VALIDATION if side == VALIDATION_SPLIT else self._outcome
+        fitted = [self._fit(place, work) for place in places]
+        outcomes = [fit if isinstance(fit, str) else used for fit in fitted]
+        collected = work.splits[side]
+        for place, fit in zip(places, fitted, strict=True):
+            if isinstance(fit, int):
+                collected.add_row(fit)
+            elif isinstance(fit, EncodedConversation):
+                collected.add_alone(fit, work.conversations[place])
+        work.ledger.record_together(
+            used if used in outcomes else outcomes[0],
+            origins=[row.origin for row in reading.rows],
+            num_conversations=outcomes.count(used),
+            num_dropped=len(outcomes) - outcomes.count(used),
+        )
+
+    def _fit(self, place: int, work: "_Work") -> int | EncodedConversation | str:
+        """The row of the flat arrays that a conversation is, or the sequence, or why there is none."""
+        max_tokens = self._max_seq_length + 1
+        row = work.flat.rows.get(place)
+        if row is not None and work.num_tokens_N[row] <= max_tokens:
+            return row if work.num_targets_N[row] else NOTHING_TO_TRAIN
+        conversation = work.conversations[place]
+        encoded = self._encoder.trace(conversation).encoded if row is not None else work.flat.alone[place]
+        if isinstance(encoded, ConversationError):
+            raise encoded
+        work.ledger.num_splits += encoded.num_splits
+        if len(encoded.tokens_T) > max_tokens:
+            policy = self._encoder.options.truncation
+            if policy == "error":
+                raise ConversationError(
+                    f"{conversation.origin}: the conversation has {len(encoded.tokens_T)} tokens, but seq_length"
+                    f" {self._max_seq_length} holds {max_tokens}; raise seq_length, or set sft_truncation to drop or"
+                    " right",
+                    reason=OVERLONG,
+                )
+            if policy == "drop":
+                return OVERLONG
+            encoded = truncate_right(encoded, max_tokens=max_tokens)
+            work.ledger.num_truncated += 1
+            work.ledger.num_untrained_turns += encoded.num_untrained_turns
+        return encoded if encoded.num_targets else NOTHING_TO_TRAIN
 
 
-def _conversations(reading: Reading) -> tuple[Conversation, ...]:
-    if reading.error is not None:
-        raise reading.error
-    return reading.conversations
+class _Work:
+    """What becomes of a batch while it is gone through."""
+
+    def __init__(self, conversations: Sequence[Conversation], flat: FlatConversations) -> None:
+        self.conversations = conversations
+        self.flat = flat
+        self.num_tokens_N: list[int] = flat.arrays.num_tokens_N.tolist()
+        self.num_targets_N: list[int] = flat.arrays.num_targets_N.tolist()
+        self.ledger = Ledger()
+        self.bad_rows: list[BadRow] = []
+        self.problems: list[str] = []
+        self.splits = {name: _Collected(flat.arrays) for name in (TRAIN_SPLIT, VALIDATION_SPLIT)}
+
+    def refuse(self, reading: Reading, error: ConversationError) -> None:
+        """Set rows aside that belong together."""
+        self.problems.append(str(error))
+        for row in reading.rows:
+            self.ledger.record(f"bad:{error.reason}", origin=row.origin)
+            self.bad_rows.append(BadRow(row, error.reason, str(error)))
+
+
+class _Collected:
+    """The sequences of a split: runs of rows of the flat arrays, and those between them that stand alone."""
+
+    def __init__(self, flat: SequenceArrays) -> None:
+        self._flat = flat
+        self._parts: list[SequenceArrays] = []
+        self._run = range(0)
+        self._alone: list[EncodedConversation] = []
+        self._digests: list[bytes] = []
+
+    def add_row(self, row: int) -> None:
+        """Add a row of the flat arrays."""
+        if self._alone or row != self._run.stop:
+            self._end_part()
+            self._run = range(row, row)
+        self._run = range(self._run.start, row + 1)
+
+    def add_alone(self, sequence: EncodedConversation, conversation: Conversation) -> None:
+        """Add a sequence that was made by itself."""
+        if self._run:
+            self._end_part()
+        self._alone.append(sequence)
+        self._digests.append(conversation.content_digest)
+
+    def _end_part(self) -> None:
+        if self._run:
+            self._parts.append(self._flat.between(self._run.start, self._run.stop))
+        if self._alone:
+            self._parts.append(SequenceArrays.of_conversations(self._alone, content_hashes=self._digests))
+        self._run, self._alone, self._digests = range(0), [], []
+
+    def arrays(self) -> SequenceArrays:
+        """All of them."""
+        self._end_part()
+        return self._parts[0] if len(self._parts) == 1 else SequenceArrays.concatenate(self._parts)
 
 
 @dataclass(frozen=True, slots=True)

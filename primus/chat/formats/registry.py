@@ -26,6 +26,7 @@ from primus.chat.formats import (
 from primus.chat.formats.alpaca import INSTRUCTION_FIELDS, RESPONSE_FIELDS, is_messages
 from primus.chat.formats.flags import ROW_FLAGS, take_flags, with_weight
 from primus.chat.formats.options import AUTO, SourceOptions
+from primus.chat.formats.plain_rows import read_plain
 from primus.chat.formats.values import type_name
 from primus.chat.messages import Conversation
 from primus.chat.reading import Row
@@ -184,6 +185,9 @@ def parse_row(row: object, origin: str, options: SourceOptions) -> tuple[Convers
     Raises:
         ConversationError: If it is not valid; the message begins with the origin.
     """
+    usual = read_plain(row, origin, options)
+    if usual is not None:
+        return (usual,)
     source = recognise(row, options, origin=origin)
     if not isinstance(row, Mapping) and not (source.takes_lists and isinstance(row, list | tuple)):
         raise _not_an_object(row, origin)

@@ -19,7 +19,9 @@ def load_json(text: str) -> Any:
             nested too deeply to be read.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        if text.startswith("\ufeff"):
+            raise json.JSONDecodeError("Unexpected UTF-8 BOM (decode using utf-8-sig)", text, 0)
+        return _DECODER.decode(text)
     except RecursionError as exc:
         raise ValueError("brackets are nested too deeply") from exc
 

@@ -8,10 +8,13 @@ from typing import Any
 from primus.chat.messages import Conversation, Message
 from primus.chat.parse import parse_message, single_turn
 from primus.errors import ConversationError
-from primus.sft.formatters.rendered import RenderedConversation, TextBuilder
+from primus.sft.formatters.rendered import RenderedConversation, TextBatch, TextBuilder
 
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
+_MARKERS = [IM_START, IM_END]
+_HEADER_CHARS = len(IM_START) + 1
+_END_CHARS = len(IM_END)
 
 # The text that Qwen2.5's chat template puts into the system turn of a conversation with tools.
 _TOOLS_HEAD = (
@@ -91,6 +94,34 @@ class OpenAIMessagesFormatter:
     def render(self, conversation: Conversation) -> RenderedConversation:
         """Render a conversation; every conversation has a form in ChatML."""
         return _render(conversation.messages, tools=conversation.tools)
+
+    def render_into(self, conversation: Conversation, batch: TextBatch) -> None:
+        """Render a conversation beside others."""
+        if conversation.tools:
+            batch.add(self.render(conversation))
+            return
+        pieces: list[str] = []
+        at, num_answers = 0, 0
+        for turn, message in enumerate(conversation.messages):
+            role, content = message.role, message.content
+            start = at + _HEADER_CHARS + len(role)
+            if role == "assistant":
+                if message.tool_calls or message.reasoning:
+                    content = assistant_text(message)
+                end = start + len(content)
+                weight = 1.0 if message.weight is None else message.weight
+                num_answers += 1
+                batch.edges += (start, end, end, end + _END_CHARS)
+                batch.turns += (turn, turn)
+                batch.is_end += (False, True)
+                batch.weights += (weight, weight)
+            else:
+                end = start + len(content)
+            pieces.append(f"{IM_START}{role}\n{content}{IM_END}\n")
+            batch.markers += (at, end)
+            at = end + _END_CHARS + 1
+        batch.words += _MARKERS * len(conversation.messages)
+        batch.end_text("".join(pieces), num_markers=2 * len(conversation.messages), num_spans=2 * num_answers)
 
     def render_prompt(self, conversation: Conversation, turn: int) -> RenderedConversation:
         """Render the messages before an assistant turn and the header of the answer."""

@@ -5,7 +5,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from primus.chat.messages import Conversation
 
@@ -124,6 +124,68 @@ class ConversationFormatter(Protocol):
 
         Returns:
             The text with its markers and turns, and no spans.
+
+        Raises:
+            RenderError: If the format has no form for it. The message begins with the origin.
+        """
+        ...
+
+
+class TextBatch:
+    """The texts of many conversations, with everything that has a place in them as plain numbers.
+
+    Attributes:
+        texts: The texts.
+        markers: First character of each marker of all texts, one text's behind another's.
+        words: The marker that stands there.
+        num_markers: How many markers each text has.
+        edges: First character and one past the last of each piece of an assistant turn, in turn.
+        turns: Index of the message that a piece belongs to.
+        is_end: Whether a piece is the end of its turn.
+        weights: Factor of a piece's loss.
+        num_spans: How many pieces each text has.
+    """
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.markers: list[int] = []
+        self.words: list[str] = []
+        self.num_markers: list[int] = []
+        self.edges: list[int] = []
+        self.turns: list[int] = []
+        self.is_end: list[bool] = []
+        self.weights: list[float] = []
+        self.num_spans: list[int] = []
+
+    def add(self, rendered: RenderedConversation) -> None:
+        """Take in a text that is rendered by itself."""
+        text = rendered.text
+        self.markers += [start for start, _ in rendered.markers]
+        self.words += [text[start:end] for start, end in rendered.markers]
+        for span in rendered.spans:
+            self.edges += (span.start, span.end)
+            self.turns.append(span.turn)
+            self.is_end.append(span.kind == "end_of_turn")
+            self.weights.append(span.weight)
+        self.end_text(text, num_markers=len(rendered.markers), num_spans=len(rendered.spans))
+
+    def end_text(self, text: str, *, num_markers: int, num_spans: int) -> None:
+        """Add a text whose markers and spans are there already."""
+        self.texts.append(text)
+        self.num_markers.append(num_markers)
+        self.num_spans.append(num_spans)
+
+
+@runtime_checkable
+class BatchFormatter(Protocol):
+    """A formatter that writes many conversations in less time than one by one."""
+
+    def render_into(self, conversation: Conversation, batch: TextBatch) -> None:
+        """Do what `render` does, and add the text to others.
+
+        Args:
+            conversation: The conversation.
+            batch: Gets the text; stays as it is if the conversation can't be rendered.
 
         Raises:
             RenderError: If the format has no form for it. The message begins with the origin.

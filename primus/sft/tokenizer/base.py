@@ -10,12 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from primus.errors import TokenizerError
+
+if TYPE_CHECKING:
+    from primus.sft.formatters.rendered import TextBatch
+    from primus.sft.tokenizer.token_edges import FlatTokens
 
 IntArray = npt.NDArray[np.int64]
 
@@ -200,6 +204,20 @@ class SFTTokenizer(ABC):
             For each text what `encode` gives, or None where only `encode` can tell.
         """
         return [None] * len(texts)
+
+    def encode_flat(self, batch: "TextBatch") -> "FlatTokens | None":  # noqa: ARG002
+        """The tokens of many texts and of their spans, as flat arrays.
+
+        Args:
+            batch: The texts.
+
+        Returns:
+            The tokens; None where this tokenizer has no faster way than `encode`.
+
+        Raises:
+            EngineError: If one of the texts was to be compared with the reference, which gives other ids.
+        """
+        return None
 
     def encode(
         self,

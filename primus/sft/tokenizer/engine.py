@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import fastokens
 import numpy as np
+import numpy.typing as npt
 
 from primus.errors import EngineError
 from primus.sft.tokenizer.base import IntArray
@@ -18,6 +19,7 @@ CHECK_EVERY = 1000
 """Of so many texts one is encoded again by the reference."""
 
 Encode = Callable[[str], list[int]]
+Int32Array = npt.NDArray[np.int32]
 
 
 class FastEngine:
@@ -61,7 +63,7 @@ class FastEngine:
             self._compare(ids, text, index=0)
         return ids
 
-    def encode_all(self, texts: Sequence[str]) -> tuple[IntArray, IntArray]:
+    def encode_all(self, texts: Sequence[str]) -> tuple[Int32Array, IntArray]:
         """The ids of many texts, one after another.
 
         Args:
@@ -78,8 +80,8 @@ class FastEngine:
         except (ValueError, RuntimeError):
             ids = [self.encode(text) for text in texts]
             first_N = np.cumsum([0, *map(len, ids)], dtype=np.int64)
-            return np.array([token_id for of_text in ids for token_id in of_text], dtype=np.int64), first_N
-        ids_T = np.frombuffer(packed, dtype="<u4").astype(np.int64)
+            return np.array([token_id for of_text in ids for token_id in of_text], dtype=np.int32), first_N
+        ids_T = np.frombuffer(packed, dtype="<i4")  # the engine's are unsigned, and far below the sign
         first_N = np.frombuffer(bounds, dtype="<u8").astype(np.int64)
         next_check = -(self._num_texts + 1) % CHECK_EVERY
         for n in range(next_check, len(texts), CHECK_EVERY):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders
 
+from primus.sft.formatters.rendered import TextBatch
 from primus.sft.tokenizer import shield
 from primus.sft.tokenizer.base import (
     Control,
@@ -25,6 +26,7 @@ from primus.sft.tokenizer.base import (
 from primus.sft.tokenizer.byte_level import char_offsets
 from primus.sft.tokenizer.engine import FastEngine, proven_engine
 from primus.sft.tokenizer.flat import ByteVocabulary, encode_plain_texts
+from primus.sft.tokenizer.token_edges import FlatTokens, TokenWords, find_spans
 
 # Long enough that the cost of a call does not count, short enough for the processor's caches.
 _STRETCH_CHARS = 8192
@@ -150,7 +152,21 @@ class FastTokenizer(SFTTokenizer):
         if self._token_bytes is None or self._num_chars < _CHARS_BEFORE_ENGINE or self._engine is None:
             return super().encode_plain(texts)
         ids_T, first_N = self._engine.encode_all([marked.text for marked in texts])
-        return encode_plain_texts(texts, ids_T, first_N, vocabulary=self._byte_vocabulary)
+        return encode_plain_texts(texts, ids_T.astype(np.int64), first_N, vocabulary=self._byte_vocabulary)
+
+    def encode_flat(self, batch: TextBatch) -> FlatTokens | None:
+        """The tokens of many texts and of their spans, from the fast engine."""
+        if self._token_bytes is None or self._token_words is None:
+            return None
+        self._num_chars += sum(map(len, batch.texts))
+        if self._num_chars < _CHARS_BEFORE_ENGINE or self._engine is None:
+            return None
+        ids_T, token_bounds_N1 = self._engine.encode_all(batch.texts)
+        return find_spans(batch, ids_T, token_bounds_N1, words=self._token_words)
+
+    @cached_property
+    def _token_words(self) -> TokenWords | None:
+        return None if self._token_bytes is None else TokenWords(self._token_bytes, self.control_tokens)
 
     @cached_property
     def _byte_vocabulary(self) -> ByteVocabulary:
