@@ -115,8 +115,7 @@ class OnlinePacker(Generic[Item]):
         pack = [item]
         room = self.capacity - length
         while places := self._best_places(room):
-            # From the right, so that the other place stays where it is.
-            for place in sorted(places, reverse=True):
+            for place in places:
                 item, length = self._take(place)
                 pack.append(item)
                 room -= length
@@ -127,7 +126,7 @@ class OnlinePacker(Generic[Item]):
         return self._waiting.pop(_LAST_NUMBER - (key & _LAST_NUMBER))
 
     def _best_places(self, room: int) -> tuple[int, ...]:
-        """Where the next one or two stand among the keys; none if nothing fits."""
+        """Where the next one or two stand among the keys, from the right; none if nothing fits."""
         keys = self._keys
         longest = bisect_left(keys, (room + 1) << _NUMBER_BITS) - 1
         if longest < 0:
