@@ -106,7 +106,7 @@ def _section_lines(
         part = [token for token in tokens if token.is_cut == is_cut]
         if is_cut and part and part[0].index == row.cut:
             rest = _count(row.num_tokens - row.cut, "token")
-            lines.append(f"--- seq_length {max_seq_length:,} ends here; what follows is cut off ({rest})")
+            lines.append(f"--- what fits seq_length {max_seq_length:,} ends here; the rest is cut off ({rest})")
         if shows_ids:
             body = list(_token_table(part, in_colour=in_colour, width=width))
         else:

@@ -29,6 +29,8 @@ class LengthCounts:
         turns_by_end: Trained turns, by the positions up to their end: the shortest sequence that holds them whole.
         targets_by_end: Trained tokens, by the same of their turn.
         first_end: The same of each conversation's earliest trained turn.
+        kept_positions: What a sequence of at least as many positions keeps more of all conversations, cut on the right,
+            than a shorter one does.
     """
 
     conversations: Distribution = field(default_factory=Distribution)
@@ -37,6 +39,7 @@ class LengthCounts:
     turns_by_end: Counter[int] = field(default_factory=Counter)
     targets_by_end: Counter[int] = field(default_factory=Counter)
     first_end: Counter[int] = field(default_factory=Counter)
+    kept_positions: Counter[int] = field(default_factory=Counter)
 
     def add(self, tokens: ConversationTokens) -> None:
         """Count a conversation."""
@@ -50,6 +53,10 @@ class LengthCounts:
             self.turns_by_end[turn.end - 1] += 1
             self.targets_by_end[turn.end - 1] += turn.num_targets
         self.first_end[min(turn.end for turn in tokens.trained_turns) - 1] += 1
+        kept = 0
+        for end in sorted({*(turn.end - 1 for turn in tokens.trained_turns), positions}):
+            self.kept_positions[end] += end - kept
+            kept = end
 
     def merge(self, other: "LengthCounts") -> None:
         """Add what was counted in rows that follow."""

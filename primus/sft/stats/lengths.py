@@ -20,8 +20,9 @@ _FEW_BINS = 20
 class SequenceLength:
     """What a `seq_length` would do to the conversations that have a target.
 
-    A conversation of T tokens takes T - 1 positions. Cutting on the right untrains every turn that is not whole, and
-    conversations without a turn left are not trained at all; dropping leaves out all that do not fit.
+    A conversation of T tokens takes T - 1 positions. Cutting on the right keeps it up to the end of its last trained
+    turn that is whole, and conversations without such a turn are not trained at all; dropping leaves out all that do
+    not fit.
 
     Attributes:
         seq_length: Positions of a sequence, S.
@@ -36,7 +37,8 @@ class SequenceLength:
         drop_lost_target_share: Their share of all targets.
         num_sequences: Sequences if each conversation has its own: those that keep a target when cut on the right.
         padding_share: The share of padding in these, each padded to S.
-        packed_sequences: Sequences if the same conversations are packed by best-fit decreasing over the whole data set.
+        packed_sequences: Sequences if the same conversations are packed by best-fit decreasing over the whole data set,
+            but each that is cut has a sequence of its own.
         packed_padding_share: The share of padding in those.
     """
 
@@ -73,7 +75,7 @@ def weigh(lengths: LengthCounts, seq_length: int) -> SequenceLength:
     kept = Counter({n: count for n, count in lengths.conversations.counts.items() if n <= seq_length})
     kept[seq_length] += num_overlong - left_without
     num_sequences = kept.total()
-    filled = sum(n * count for n, count in kept.items())
+    filled = sum(n for end, n in lengths.kept_positions.items() if end <= seq_length)
     packing = best_fit_decreasing({n: count for n, count in kept.items() if count}, capacity=seq_length)
     return SequenceLength(
         seq_length=seq_length,
@@ -89,7 +91,7 @@ def weigh(lengths: LengthCounts, seq_length: int) -> SequenceLength:
         num_sequences=num_sequences,
         padding_share=1 - _share(filled, num_sequences * seq_length) if num_sequences else 0.0,
         packed_sequences=packing.num_bins,
-        packed_padding_share=1 - packing.fill if packing.num_bins else 0.0,
+        packed_padding_share=1 - _share(filled, packing.num_bins * seq_length) if packing.num_bins else 0.0,
     )
 
 

@@ -171,8 +171,8 @@ def view_conversation(
     Args:
         traced: The conversation.
         tokenizer: The tokenizer that it was traced with.
-        max_seq_length: Positions of a training sequence. Of a longer conversation the tokens that do not fit are
-            marked as cut, and trained is what `truncate_right` leaves; None takes any length.
+        max_seq_length: Positions of a training sequence. Of a longer conversation the tokens behind the last turn
+            that can be trained are marked as cut, and trained is what `truncate_right` leaves; None takes any length.
 
     Returns:
         The view. What is trained in it is what `next_token_targets` says.
@@ -301,9 +301,9 @@ def _row_notes(
     """What there is to know about the row beside its tokens."""
     notes = []
     num_cut = len(traced.encoded.tokens_T) - len(kept.tokens_T)
-    if num_cut:
+    if num_cut and max_seq_length is not None:
         notes.append(
-            f"longer than seq_length {max_seq_length:,}, which holds {len(kept.tokens_T):,} tokens: {num_cut:,} are cut"
+            f"longer than seq_length {max_seq_length:,}, which holds {max_seq_length + 1:,} tokens: {num_cut:,} are cut"
             " off here, as with sft_truncation: right (error stops at such a row, drop leaves it out)"
         )
     present = {section.turn for section in sections}

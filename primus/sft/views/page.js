@@ -270,7 +270,7 @@
 
   function cutLine(row) {
     const size = row.ids.length - row.cut;
-    return make("div", { class: "cut" }, `seq_length ${number.format(data.max_seq_length)} ends here; the ${count(size, "token")} from here on ${size === 1 ? "is" : "are"} cut off`);
+    return make("div", { class: "cut" }, `what fits seq_length ${number.format(data.max_seq_length)} ends here; the ${count(size, "token")} from here on ${size === 1 ? "is" : "are"} cut off`);
   }
 
   function turnTitle(row, section) {

@@ -140,7 +140,7 @@ def test_a_line_for_each_token(rows: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_where_a_sequence_ends_is_marked(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = show(capsys, rows, "--seq-length", 13)
-    assert "--- seq_length 13 ends here; what follows is cut off (4 tokens)\n" in out
+    assert "--- what fits seq_length 13 ends here; the rest is cut off (4 tokens)\n" in out
     assert "turn 1 assistant: 9 tokens, context; cut off, so nothing of it is trained\n" in out
     assert "\u27e6You" not in out
 

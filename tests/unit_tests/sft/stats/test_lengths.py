@@ -61,7 +61,10 @@ def test_the_losses_are_those_of_truncation(encoded: list[EncodedConversation], 
     kept = [len(c.tokens_T) - 1 for c in cut if c.num_targets]
     assert weighed.num_sequences == len(kept)
     assert weighed.padding_share == pytest.approx(1 - sum(kept) / (len(kept) * seq_length) if kept else 0)
-    assert weighed.packed_sequences == best_fit_decreasing(Counter(kept), capacity=seq_length).num_bins
+    fitting = [len(e.tokens_T) - 1 for e in usable if len(e.tokens_T) - 1 <= seq_length]
+    num_packs = best_fit_decreasing(Counter(fitting), capacity=seq_length).num_bins + len(kept) - len(fitting)
+    assert weighed.packed_sequences == num_packs
+    assert weighed.packed_padding_share == pytest.approx(1 - sum(kept) / (num_packs * seq_length) if kept else 0)
 
 
 def test_a_small_example_by_hand() -> None:
@@ -81,7 +84,7 @@ def test_a_small_example_by_hand() -> None:
         seq_length=8, num_overlong=1, overlong_share=0.5,
         right_lost_turns=1, right_lost_targets=3, right_lost_target_share=3 / 7, right_lost_conversations=0,
         drop_lost_turns=2, drop_lost_targets=5, drop_lost_target_share=5 / 7,
-        num_sequences=2, padding_share=1 - 12 / 16, packed_sequences=2, packed_padding_share=1 - 12 / 16,
+        num_sequences=2, padding_share=1 - 7 / 16, packed_sequences=2, packed_padding_share=1 - 7 / 16,
     )  # fmt: skip
     assert weigh(count([first, second]), 9).right_lost_turns == 0
     assert weigh(count([first, second]), 2).right_lost_conversations == 2

@@ -187,9 +187,12 @@ def test_a_turn_that_is_cut_off_says_so(chatml_tokenizer: SFTTokenizer) -> None:
     traced = trace(TALK, chatml_tokenizer)
     num_tokens = len(traced.encoded.tokens_T)
     view = view_conversation(traced, tokenizer=chatml_tokenizer, max_seq_length=num_tokens - 4)
-    assert view.cut == num_tokens - 3
+    end_of_first_answer = int(traced.encoded.token_spans_K2[1, 1])
+    assert view.cut == end_of_first_answer, "no header and no half of an answer is kept behind it"
     assert [section.notes for section in view.sections] == [(), (), (), ("cut off, so nothing of it is trained",)]
-    assert view.notes[0].startswith(f"longer than seq_length {num_tokens - 4}, which holds {num_tokens - 3} tokens: 3 ")
+    num_cut = num_tokens - end_of_first_answer
+    wanted = f"longer than seq_length {num_tokens - 4}, which holds {num_tokens - 3} tokens: {num_cut} are cut off"
+    assert view.notes[0].startswith(wanted)
     assert view_conversation(traced, tokenizer=chatml_tokenizer, max_seq_length=num_tokens - 1).cut is None
 
 
