@@ -6,16 +6,25 @@ release to release of one family, so it is left to the chat template that comes 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import ClassVar, Literal
+from functools import cached_property
+from typing import ClassVar, Literal, NamedTuple
 
 from primus.chat.messages import Conversation, Message
 from primus.errors import RenderError
-from primus.sft.formatters.rendered import RenderedConversation, TextBuilder
+from primus.sft.formatters.rendered import RenderedConversation, TextBatch, TextBuilder
 
 _INSTEAD = "use sft_conversation_format: template"
+
+
+class _Frame(NamedTuple):
+    """What stands around a content."""
+
+    header: str
+    markers: tuple[tuple[int, str], ...]  # place in the header, and the marker
+    end: str
 
 
 class PlainChatFormatter(ABC):
@@ -68,6 +77,58 @@ class PlainChatFormatter(ABC):
         if self.closing:
             out.marker(self.closing)
         return out.build()
+
+    def render_into(self, conversation: Conversation, batch: TextBatch) -> None:
+        """Render a conversation beside others."""
+        messages = conversation.messages
+        frames = self._frames
+        if frames is None or conversation.tools or any(m.tool_calls or m.reasoning for m in messages):
+            batch.add(self.render(conversation))
+            return
+        if any(m.role == "tool" for m in messages):
+            self._check(conversation)
+        pieces = [self.opening]
+        at, num_answers, num_markers = len(self.opening), 0, len(batch.markers)
+        if self.opening:
+            batch.markers.append(0)
+            batch.words.append(self.opening)
+        for turn, message in enumerate(messages):
+            frame = frames[message.role]
+            content = self._content(message)
+            start = at + len(frame.header)
+            end = start + len(content)
+            batch.markers += (*(at + place for place, _ in frame.markers), end)
+            batch.words += (*(word for _, word in frame.markers), self.end_of_turn)
+            pieces += (frame.header, content, frame.end)
+            if message.role == "assistant":
+                weight = 1.0 if message.weight is None else message.weight
+                num_answers += 1
+                batch.edges += (start, end, end, end + len(self.end_of_turn))
+                batch.turns += (turn, turn)
+                batch.is_end += (False, True)
+                batch.weights += (weight, weight)
+            at = end + len(frame.end)
+        if self.closing:
+            pieces.append(self.closing)
+            batch.markers.append(at)
+            batch.words.append(self.closing)
+        batch.end_text("".join(pieces), num_markers=len(batch.markers) - num_markers, num_spans=2 * num_answers)
+
+    @cached_property
+    def _frames(self) -> Mapping[str, _Frame] | None:
+        """What stands around the content of a turn of each role; None for a format where that is not all there is."""
+        steps = ("_write", "_write_answer", "_write_context", "_end_context", "_turn_with_system")
+        is_special = any(getattr(type(self), step) is not getattr(PlainChatFormatter, step) for step in steps)
+        if is_special or self.system_place != "turn":
+            return None
+        frames = {}
+        for role in ("system", "user", "assistant"):
+            out = TextBuilder()
+            self._header(out, role)
+            header = out.build()
+            markers = tuple((start, header.text[start:end]) for start, end in header.markers)
+            frames[role] = _Frame(header.text, markers, f"{self.end_of_turn}{self.behind_end}")
+        return frames
 
     def render_prompt(self, conversation: Conversation, turn: int) -> RenderedConversation:
         """Render the messages before an assistant turn, as the official template does with its generation prompt.

@@ -96,7 +96,7 @@ def assert_equal_to_tracing(conversations: Sequence[Conversation], encoder: Enco
 @given(
     conversations=st.lists(CONVERSATIONS, min_size=1, max_size=6),
     name=st.sampled_from(["chatml", "without chatml", "nfc"]),
-    form=st.sampled_from(["openai", "alpaca", "llama3"]),
+    form=st.sampled_from(["openai", "alpaca", "llama3", "qwen", "mistral", "gemma", "phi"]),
     end=st.booleans(),
     turns=st.sampled_from(["all", "last"]),
     add_eos=st.booleans(),

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Texts that are written beside others are the texts that are written alone."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from primus.chat.messages import Conversation, Message, ToolCall
+from primus.errors import RenderError
+from primus.sft.formatters import NAMED_FORMATTERS, create_formatter
+from primus.sft.formatters.rendered import BatchFormatter, TextBatch
+
+MESSAGES = st.builds(Message, st.sampled_from(["system", "user", "tool"]), st.text(max_size=5)) | st.builds(
+    Message,
+    st.just("assistant"),
+    st.text(max_size=5),
+    tool_calls=st.sampled_from([(), (), (ToolCall("f", "{}"),)]),
+    reasoning=st.sampled_from([None, None, "", "so"]),
+    weight=st.sampled_from([None, 0.0, 0.5]),
+)
+CONVERSATIONS = st.builds(
+    lambda messages, tools: Conversation((*messages, Message("assistant", "a")), tools=tools, origin="a:1"),
+    st.lists(MESSAGES, max_size=5),
+    st.sampled_from([(), (), ('{"name": "f"}',)]),
+)
+
+
+@pytest.mark.parametrize("name", ["openai", *NAMED_FORMATTERS])
+@given(conversations=st.lists(CONVERSATIONS, max_size=3))
+def test_a_text_beside_others_has_the_same_numbers_as_alone(name: str, conversations: list[Conversation]) -> None:
+    formatter = create_formatter(name)
+    assert isinstance(formatter, BatchFormatter)
+    quick, slow = TextBatch(), TextBatch()
+    for conversation in conversations:
+        try:
+            slow.add(formatter.render(conversation))
+        except RenderError as exc:
+            with pytest.raises(RenderError) as caught:
+                formatter.render_into(conversation, quick)
+            assert str(caught.value) == str(exc)
+        else:
+            formatter.render_into(conversation, quick)
+        assert vars(quick) == vars(slow)
