@@ -35,19 +35,13 @@ class SequenceDataset(Protocol):
     def is_packed(self) -> bool:
         """Whether a sequence may hold several conversations."""
 
-    @property
-    def num_positions_N(self) -> IntArray:
-        """Positions of each sequence that are not padding."""
-
-    @property
-    def num_targets_N(self) -> IntArray:
-        """Positions of each sequence that are trained."""
-
-    @property
-    def num_units_N(self) -> IntArray:
-        """What each sequence adds to the divisor of the loss."""
-
     def __len__(self) -> int: ...
+
+    def num_positions_of(self, indices_B: IntArray) -> IntArray:
+        """Positions of some sequences that are not padding."""
+
+    def num_units_of(self, indices_B: IntArray) -> IntArray:
+        """What some sequences add to the divisor of the loss."""
 
     def batch(self, indices_B: IntArray, *, length: int) -> PackedTargets:
         """Several sequences, each cropped or padded to a length; called by several threads at once."""
@@ -126,7 +120,7 @@ def read_micro_batch(
     Returns:
         The micro-batch.
     """
-    num_positions_B = dataset.num_positions_N[batch_B]
+    num_positions_B = dataset.num_positions_of(batch_B)
     longest = int(num_positions_B.max())
     length = min(-(-longest // pad_to_multiple_of) * pad_to_multiple_of, dataset.max_seq_length)
     targets = dataset.batch(batch_B, length=length)
@@ -144,7 +138,7 @@ def read_micro_batch(
     return MicroBatch(
         **tensors,
         segments_C2=torch.from_numpy(targets.segments_C2) if dataset.is_packed else None,
-        num_units=int(dataset.num_units_N[batch_B].sum()),
+        num_units=int(dataset.num_units_of(batch_B).sum()),
         content_hash=0 if places_B is None else hash_of(targets, num_positions_B, places_B),
     )
 

@@ -56,7 +56,7 @@ def evaluation_micro_batches(
         one micro-batch less than another, or none.
     """
     chosen_E = evaluated_sequences(len(dataset), at_most=at_most)
-    chosen_E = chosen_E[np.argsort(dataset.num_positions_N[chosen_E], kind="stable")]
+    chosen_E = chosen_E[np.argsort(dataset.num_positions_of(chosen_E), kind="stable")]
     starts = range(0, len(chosen_E), micro_batch_size)
     return [chosen_E[start : start + micro_batch_size] for start in starts][data_parallel_rank::data_parallel_size]
 

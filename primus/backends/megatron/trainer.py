@@ -14,6 +14,8 @@ from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
+
 from primus.backends.megatron.batches import IntArray, MicroBatch, SequenceDataset
 from primus.backends.megatron.checkpoint import load_checkpoint, save_checkpoint
 from primus.backends.megatron.checkpoint_folder import RunFacts
@@ -231,7 +233,9 @@ class _Run:
         self._validation = validation
         self._facts = facts
         order = SequenceOrder(
-            train.num_positions_N,
+            train.num_positions_of(np.arange(len(train)))
+            if trainer.sft_length_bucket
+            else np.zeros(len(train), np.int8),
             seed=trainer.seed,
             global_batch_size=trainer.global_batch_size,
             length_bucket=trainer.sft_length_bucket,
@@ -277,7 +281,7 @@ class _Run:
             for index in range(start, self.train_iters):
                 iteration, is_last = index + 1, index + 1 == self.train_iters
                 batch_G = self._global_batch(index)
-                tokens = int(self._train.num_positions_N[batch_G].sum())
+                tokens = int(self._train.num_positions_of(batch_G).sum())
                 with clock.measuring(tokens=tokens):
                     outcome = self._make_step(batch_G, loader, iteration=iteration)
                 if is_last or iteration % self._trainer.log_interval == 0:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from primus.errors import DataError
 from primus.sft.dataset import fingerprint_of
+from primus.sft.packing_cache import PACKING
 from primus.sft.prepared.disk import FileFacts, facts_of
 from primus.sft.prepared.key import key_of
 from primus.sft.prepared.manifest import MANIFEST, Manifest, read_manifest
@@ -43,6 +44,8 @@ def verify(folder: Path, *, on_progress: Callable[[int], None] = lambda _: None)
             problems += [] if problem is None else [problem]
     known = {folder / MANIFEST, *(folder / name for name in files)}
     folders = {parent for path in known for parent in path.parents}
+    # Pack plans are made from the data set, and each has its own digests.
+    known.update([folder / PACKING, *(folder / PACKING).rglob("*")])
     problems += [
         f"{path}: does not belong to the data set; remove it"
         for path in sorted(folder.rglob("*"))

@@ -33,7 +33,7 @@ def step(tiny: ModuleType, tmp_path: Path) -> TrainingStep:
 def test_a_step_reports_the_mean_over_the_targets_of_the_global_batch(tiny: ModuleType, step: TrainingStep) -> None:
     batch_G = np.arange(8)
     outcome = step.run(batch_G, tiny.micro_batches_of(step, batch_G), iteration=1)
-    assert outcome.num_targets == step.dataset.num_targets_N[:8].sum()
+    assert outcome.num_targets == step.dataset.num_units_of(batch_G).sum()
     # Weights of 0.5 lower the loss of a model that knows nothing below that of guessing.
     assert 1.5 < outcome.lm_loss < np.log(61)
     assert outcome.grad_norm is not None

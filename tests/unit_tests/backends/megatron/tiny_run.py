@@ -49,7 +49,6 @@ class TinySequences:
         self.num_positions_N: IntArray = rng.integers(5, max_seq_length + 1, num_sequences)
         self.rows = [self._row(rng, int(length)) for length in self.num_positions_N]
         self.num_targets_N: IntArray = np.array([int((row["loss_mask"] > 0).sum()) for row in self.rows])
-        self.num_units_N = self.num_targets_N
         self.is_packed = False
 
     def _row(self, rng: np.random.Generator, length: int) -> dict[str, torch.Tensor]:
@@ -70,6 +69,12 @@ class TinySequences:
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return self.rows[index]
+
+    def num_positions_of(self, indices_B: IntArray) -> IntArray:
+        return self.num_positions_N[indices_B]
+
+    def num_units_of(self, indices_B: IntArray) -> IntArray:
+        return self.num_targets_N[indices_B]
 
     def batch(self, indices_B: IntArray, *, length: int) -> PackedTargets:
         rows = [self.rows[index] for index in indices_B]

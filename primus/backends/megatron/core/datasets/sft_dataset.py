@@ -1,24 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conversations as the tensors that Megatron's batch expects.
 
-S: positions of a training sequence, `max_seq_length`. N: training sequences of the data set. B: some of them.
-C: conversations of a training sequence.
+S: positions of a training sequence, `max_seq_length`.
 """
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch.utils.data import Dataset
-
 from primus.backends.megatron.core.datasets.settings import DatasetSettings, load_formatter
+from primus.backends.megatron.core.datasets.training_sequences import TrainingSequences
 from primus.errors import ConfigError, DataError
-from primus.sft.assembly import Assembler
 from primus.sft.dataset import (
     BadRows,
     EncodingOptions,
@@ -35,22 +28,16 @@ from primus.sft.formatters import (
     create_formatter,
 )
 from primus.sft.ledger import Ledger
-from primus.sft.masking import PackedTargets
-from primus.sft.order import SequenceOrder
-from primus.sft.packing import Method, PackPlan, pack_sequences
+from primus.sft.packing import Method
 from primus.sft.sources import TRAIN_SPLIT, VALIDATION_SPLIT, require_folder, resolve_files
 from primus.sft.tokenizer import load_tokenizer
 
 logger = logging.getLogger("primus")
 
 DatasetName = str | Path | Sequence[str | Path]
-IntArray = npt.NDArray[np.int64]
-
-# Conversations of a training sequence that a message names; the rest is counted.
-_MAX_NAMED = 3
 
 
-class SFTDataset(Dataset[dict[str, torch.Tensor]]):
+class SFTDataset(TrainingSequences):
     """The training sequences of one split, tokenized when the data set is made: one conversation each, or packs.
 
     Args:
@@ -79,11 +66,9 @@ class SFTDataset(Dataset[dict[str, torch.Tensor]]):
             one, those that follow each other or those that fill it best.
 
     Attributes:
-        data: The tokenized conversations.
         tokenizer: The loaded tokenizer.
         formatter: The formatter.
-        plan: Which conversations share a training sequence; None if each has one of its own.
-        fingerprint: Hash of the tokens, what is trained of them, and how they are packed.
+        options: What is a target, and what happens to rows that do not fit.
         ledger: What became of every row.
 
     Raises:
@@ -170,97 +155,17 @@ class SFTDataset(Dataset[dict[str, torch.Tensor]]):
                 f"{', '.join(map(str, files))}: no conversation is left to train with seq_length"
                 f" {settings.max_seq_length} ({summary}); raise seq_length, or look at the rows"
             )
-        self.data = data
-        self.max_seq_length = settings.max_seq_length
+        super().__init__(
+            data,
+            packing=settings.packing,
+            max_seq_length=settings.max_seq_length,
+            pad_id=settings.tokenizer.pad_id,
+            seed=settings.seed,
+        )
         self.tokenizer = settings.tokenizer
         self.formatter = settings.formatter
-        self.seed = settings.seed
         self.options = settings.options
         self.ledger: Ledger = data.ledger
-        self.fingerprint = data.fingerprint
-        self.plan: PackPlan | None = None
-        if settings.packing != "none":
-            self.plan = pack_sequences(data.num_tokens_N - 1, capacity=settings.max_seq_length, method=settings.packing)
-            self.fingerprint = f"{data.fingerprint}-{settings.packing}-{settings.max_seq_length}"
-        self._assembler = Assembler(data, pad_id=settings.tokenizer.pad_id)
-
-    def __len__(self) -> int:
-        return len(self.data) if self.plan is None else len(self.plan)
-
-    @property
-    def is_packed(self) -> bool:
-        """Whether conversations share training sequences."""
-        return self.plan is not None
-
-    @cached_property
-    def num_positions_N(self) -> IntArray:
-        """Positions of each training sequence that are not padding."""
-        return self._sum_over_packs(self.data.num_tokens_N - 1)
-
-    @cached_property
-    def num_targets_N(self) -> IntArray:
-        """Positions of each training sequence that are trained."""
-        return self._sum_over_packs(self.data.num_targets_N)
-
-    @cached_property
-    def num_units_N(self) -> IntArray:
-        """What each training sequence adds to the divisor of the loss."""
-        return self._sum_over_packs(self.data.num_units_N)
-
-    def _sum_over_packs(self, values: IntArray) -> IntArray:
-        return values if self.plan is None else self.plan.num_positions_P(values)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """One training sequence.
-
-        Returns:
-            Tensors of shape [S]: `input_ids` and `labels` (int64; `labels[s]` is the token after `input_ids[s]`),
-            `loss_mask` (float32, aligned with `labels`; the weight of the target, 0 where there is none) and
-            `position_ids` (int64; each conversation begins at 0). Positions behind the conversations hold the
-            tokenizer's pad id and are masked. If conversations are packed, also `cu_seqlens` (int32, shape [C + 1]):
-            where each conversation begins, and behind them where the last one ends.
-
-        Args:
-            index: Which training sequence, from 0.
-        """
-        if not 0 <= index < len(self):
-            raise IndexError(f"training sequence {index} of {len(self)}")
-        targets = self.batch(np.array([index]), length=self.max_seq_length)
-        tensors = {
-            "input_ids": torch.from_numpy(targets.input_ids_BS[0]),
-            "labels": torch.from_numpy(targets.labels_BS[0]),
-            "loss_mask": torch.from_numpy(targets.loss_mask_BS[0]),
-            "position_ids": torch.from_numpy(targets.position_ids_BS[0]),
-        }
-        if self.plan is not None:
-            tensors["cu_seqlens"] = torch.from_numpy(np.append(targets.segments_C2[:, 0], targets.segments_C2[-1, 1]))
-        return tensors
-
-    def batch(self, indices_B: IntArray, *, length: int) -> PackedTargets:
-        """Several training sequences at once, many times faster than one by one.
-
-        Args:
-            indices_B: Which training sequences.
-            length: Their positions: `max_seq_length`, or less if none of them is longer.
-
-        Returns:
-            The training sequences, in this order.
-        """
-        plan = self.plan
-        packs = list(indices_B[:, None]) if plan is None else [plan.pack(index) for index in indices_B.tolist()]
-        return self._assembler.assemble(packs, length=length)
-
-    def origin(self, index: int) -> str:
-        """Where the conversations of a training sequence stand, as `file:line`; of many the first ones are named."""
-        items = [index] if self.plan is None else self.plan.pack(index).tolist()
-        named = " + ".join(self.data.origin(item) for item in items[:_MAX_NAMED])
-        return f"{named} + {len(items) - _MAX_NAMED} more" if len(items) > _MAX_NAMED else named
-
-    def order(self, *, global_batch_size: int, length_bucket: int = 0) -> SequenceOrder:
-        """Which sequences make up each step."""
-        return SequenceOrder(
-            self.num_positions_N, seed=self.seed, global_batch_size=global_batch_size, length_bucket=length_bucket
-        )
 
     def shared_with(self, other: "SFTDataset") -> Iterator[tuple[str, str]]:
         """The origins, here and there, of conversations that stand in both data sets."""

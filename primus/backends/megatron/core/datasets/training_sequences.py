@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tokenized conversations as training sequences: one each, or several behind one another.
+
+S: positions of a training sequence, `max_seq_length`. N: training sequences of the data set. B: some of them.
+C: conversations of a training sequence.
+"""
+
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+
+from primus.sft.assembly import Assembler
+from primus.sft.dataset import TokenizedDataset
+from primus.sft.masking import PackedTargets
+from primus.sft.order import SequenceOrder
+from primus.sft.packing import Method, PackPlan, pack_sequences
+from primus.sft.packing_cache import PACKING, stored_plan
+from primus.sft.prepared import PreparedDataset
+
+IntArray = npt.NDArray[np.int64]
+
+# Conversations of a training sequence that a message names; the rest is counted.
+_MAX_NAMED = 3
+
+
+class TrainingSequences(Dataset[dict[str, torch.Tensor]]):
+    """The training sequences of tokenized conversations.
+
+    Args:
+        data: The conversations.
+        packing: `none`: each has a training sequence of its own. `sequential` or `best_fit`: several share one, those
+            that follow each other or those that fill it best.
+        max_seq_length: Positions of a training sequence, S.
+        pad_id: Fills the positions behind the conversations.
+        seed: Of `order`.
+
+    Attributes:
+        data: The conversations.
+        plan: Which conversations share a training sequence; None if each has one of its own.
+        max_seq_length: Positions of a training sequence, S.
+        seed: Of `order`.
+        fingerprint: Hash of the tokens, what is trained of them, and how they are packed.
+    """
+
+    def __init__(self, data: TokenizedDataset, *, packing: Method, max_seq_length: int, pad_id: int, seed: int) -> None:
+        self.data = data
+        self.plan = None if packing == "none" else _plan_of(data, capacity=max_seq_length, method=packing)
+        self.max_seq_length = max_seq_length
+        self.seed = seed
+        self.fingerprint = data.fingerprint if packing == "none" else f"{data.fingerprint}-{packing}-{max_seq_length}"
+        self._assembler = Assembler(data, pad_id=pad_id)
+
+    def __len__(self) -> int:
+        return len(self.data) if self.plan is None else len(self.plan)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether conversations share training sequences."""
+        return self.plan is not None
+
+    @cached_property
+    def num_positions_N(self) -> IntArray:
+        """Positions of each training sequence that are not padding."""
+        return self._sum_over_packs(self.data.num_tokens_N - 1)
+
+    @cached_property
+    def num_targets_N(self) -> IntArray:
+        """Positions of each training sequence that are trained."""
+        return self._sum_over_packs(self.data.num_targets_N)
+
+    @cached_property
+    def num_units_N(self) -> IntArray:
+        """What each training sequence adds to the divisor of the loss."""
+        return self._sum_over_packs(self.data.num_units_N)
+
+    def _sum_over_packs(self, values: IntArray) -> IntArray:
+        return values if self.plan is None else self.plan.num_positions_P(values)
+
+    def num_positions_of(self, indices_B: IntArray) -> IntArray:
+        """What `num_positions_N` has for some training sequences, without adding up those of all."""
+        if self.plan is None:
+            return self.data.num_tokens_N[indices_B] - 1
+        return np.array([(self.data.num_tokens_N[items] - 1).sum() for items in self._items(indices_B)])
+
+    def num_units_of(self, indices_B: IntArray) -> IntArray:
+        """What `num_units_N` has for some training sequences, without adding up those of all."""
+        if self.plan is None:
+            return self.data.num_units_N[indices_B]
+        return np.array([self.data.num_units_N[items].sum() for items in self._items(indices_B)])
+
+    def _items(self, indices_B: IntArray) -> list[IntArray]:
+        """The conversations of some training sequences."""
+        plan = self.plan
+        return list(indices_B[:, None]) if plan is None else [plan.pack(index) for index in indices_B.tolist()]
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """One training sequence.
+
+        Returns:
+            Tensors of shape [S]: `input_ids` and `labels` (int64; `labels[s]` is the token after `input_ids[s]`),
+            `loss_mask` (float32, aligned with `labels`; the weight of the target, 0 where there is none) and
+            `position_ids` (int64; each conversation begins at 0). Positions behind the conversations hold the
+            tokenizer's pad id and are masked. If conversations are packed, also `cu_seqlens` (int32, shape [C + 1]):
+            where each conversation begins, and behind them where the last one ends.
+
+        Args:
+            index: Which training sequence, from 0.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"training sequence {index} of {len(self)}")
+        targets = self.batch(np.array([index]), length=self.max_seq_length)
+        tensors = {
+            "input_ids": torch.from_numpy(targets.input_ids_BS[0]),
+            "labels": torch.from_numpy(targets.labels_BS[0]),
+            "loss_mask": torch.from_numpy(targets.loss_mask_BS[0]),
+            "position_ids": torch.from_numpy(targets.position_ids_BS[0]),
+        }
+        if self.plan is not None:
+            tensors["cu_seqlens"] = torch.from_numpy(np.append(targets.segments_C2[:, 0], targets.segments_C2[-1, 1]))
+        return tensors
+
+    def batch(self, indices_B: IntArray, *, length: int) -> PackedTargets:
+        """Several training sequences at once, many times faster than one by one.
+
+        Args:
+            indices_B: Which training sequences.
+            length: Their positions: `max_seq_length`, or less if none of them is longer.
+
+        Returns:
+            The training sequences, in this order.
+        """
+        return self._assembler.assemble(self._items(indices_B), length=length)
+
+    def origin(self, index: int) -> str:
+        """Where the conversations of a training sequence stand, as `file:line`; of many the first ones are named."""
+        items = [index] if self.plan is None else self.plan.pack(index).tolist()
+        named = " + ".join(self.data.origin(item) for item in items[:_MAX_NAMED])
+        return f"{named} + {len(items) - _MAX_NAMED} more" if len(items) > _MAX_NAMED else named
+
+    def order(self, *, global_batch_size: int, length_bucket: int = 0) -> SequenceOrder:
+        """Which sequences make up each step."""
+        return SequenceOrder(
+            self.num_positions_N if length_bucket else np.zeros(len(self), dtype=np.int8),
+            seed=self.seed,
+            global_batch_size=global_batch_size,
+            length_bucket=length_bucket,
+        )
+
+
+def _plan_of(data: TokenizedDataset, *, capacity: int, method: Method) -> PackPlan:
+    lengths_N = data.num_tokens_N - 1
+    if not isinstance(data, PreparedDataset):
+        return pack_sequences(lengths_N, capacity=capacity, method=method)
+    folder = data.folder / PACKING
+    return stored_plan(lengths_N, capacity=capacity, method=method, fingerprint=data.fingerprint, folder=folder)
