@@ -15,13 +15,14 @@ from primus.errors import DataError
 from primus.sft.encoding import SuperviseTurns
 from primus.sft.formatters import ConversationFormatter
 from primus.sft.ledger import TRAINED, Ledger
-from primus.sft.options import BadRows, EncodingOptions, Truncation
+from primus.sft.options import BadRows, EncodingOptions
 from primus.sft.quarantine import Quarantine
 from primus.sft.recipe import Encoder
 from primus.sft.sequences import SequenceArrays, SequenceShards
 from primus.sft.shards import ShardEncoder, shard_batches
 from primus.sft.sources import TRAIN_SPLIT, VALIDATION_SPLIT
 from primus.sft.tokenizer import SFTTokenizer
+from primus.sft.truncation import Truncation
 
 __all__ = ["BadRows", "EncodingOptions", "SuperviseTurns", "TokenizedDataset", "Truncation", "tokenize_files"]
 

@@ -41,6 +41,7 @@ class Ledger:
         num_splits: Tokens that were cut because they crossed the edge of an assistant turn.
         num_untrained_turns: Assistant turns that lost their targets because truncation cut them off.
         num_truncated: Conversations that were shortened.
+        num_windows: Sequences beyond the first of each conversation that was cut into several.
         ignored_fields: Fields of rows and messages that have no meaning here, and how many rows have them.
     """
 
@@ -55,6 +56,7 @@ class Ledger:
         self.num_splits = 0
         self.num_untrained_turns = 0
         self.num_truncated = 0
+        self.num_windows = 0
         self.ignored_fields: Counter[str] = Counter()
 
     def record(self, outcome: str, *, origin: str) -> None:
@@ -77,6 +79,7 @@ class Ledger:
         self.num_splits += other.num_splits
         self.num_untrained_turns += other.num_untrained_turns
         self.num_truncated += other.num_truncated
+        self.num_windows += other.num_windows
         self.ignored_fields.update(other.ignored_fields)
 
     def record_together(
@@ -125,6 +128,7 @@ class Ledger:
             "num_dropped_branches": self.num_dropped_branches,
             "num_splits": self.num_splits,
             "num_truncated": self.num_truncated,
+            "num_windows": self.num_windows,
             "num_untrained_turns": self.num_untrained_turns,
             "ignored_fields": dict(sorted(self.ignored_fields.items())),
         }
@@ -160,9 +164,10 @@ class Ledger:
         if self.num_truncated:
             lines.append(
                 f"  {self.num_truncated:,} conversations truncated; {self.num_untrained_turns:,} turns that were cut"
-                " off"
-                " are context only"
+                " off are not trained"
             )
+        if self.num_windows:
+            lines.append(f"  {self.num_windows:,} further sequences of conversations that were cut into several")
         if self.num_splits:
             lines.append(f"  {self.num_splits:,} tokens cut at the edge of an assistant turn")
         if self.ignored_fields:

@@ -7,8 +7,10 @@ from typing import Literal, get_args
 from primus.chat.conversations import SourceOptions
 from primus.chat.formats import AUTO, FORMATS
 from primus.sft.encoding import SuperviseTurns
+from primus.sft.truncation import Truncation
 
-Truncation = Literal["error", "drop", "right"]
+__all__ = ["BadRows", "EncodingOptions", "Truncation"]
+
 BadRows = Literal["error", "quarantine"]
 
 

@@ -19,7 +19,7 @@ from primus.sft.ledger import NOTHING_TO_TRAIN, OVERLONG, TRAINED, VALIDATION, L
 from primus.sft.recipe import Encoder, Recipe
 from primus.sft.sequences import SequenceArrays
 from primus.sft.sources import TRAIN_SPLIT, VALIDATION_SPLIT, split_of
-from primus.sft.truncation import truncate_right
+from primus.sft.truncation import truncate
 from primus.sft.workers import Job
 
 Outcome = Literal["trained", "validation"]
@@ -159,7 +159,7 @@ class ShardEncoder:
         for place, fit in zip(places, fitted, strict=True):
             if isinstance(fit, int):
                 collected.add_row(fit)
-            elif isinstance(fit, EncodedConversation):
+            elif isinstance(fit, tuple):
                 collected.add_alone(fit, work.conversations[place])
         work.ledger.record_together(
             used if used in outcomes else outcomes[0],
@@ -168,8 +168,8 @@ class ShardEncoder:
             num_dropped=len(outcomes) - outcomes.count(used),
         )
 
-    def _fit(self, place: int, work: "_Work") -> int | EncodedConversation | str:
-        """The row of the flat arrays that a conversation is, or the sequence, or why there is none."""
+    def _fit(self, place: int, work: "_Work") -> int | tuple[EncodedConversation, ...] | str:
+        """The row of the flat arrays that a conversation is, or its sequences, or why there are none."""
         max_tokens = self._max_seq_length + 1
         row = work.flat.rows.get(place)
         if row is not None and work.num_tokens_N[row] <= max_tokens:
@@ -178,22 +178,34 @@ class ShardEncoder:
         encoded = self._encoder.trace(conversation).encoded if row is not None else work.flat.alone[place]
         if isinstance(encoded, ConversationError):
             raise encoded
-        work.ledger.num_splits += encoded.num_splits
         if len(encoded.tokens_T) > max_tokens:
-            policy = self._encoder.options.truncation
-            if policy == "error":
-                raise ConversationError(
-                    f"{conversation.origin}: the conversation has {len(encoded.tokens_T)} tokens, but seq_length"
-                    f" {self._max_seq_length} holds {max_tokens}; raise seq_length, or set sft_truncation to drop or"
-                    " right",
-                    reason=OVERLONG,
-                )
-            if policy == "drop":
-                return OVERLONG
-            encoded = truncate_right(encoded, max_tokens=max_tokens)
-            work.ledger.num_truncated += 1
-            work.ledger.num_untrained_turns += encoded.num_untrained_turns
-        return encoded if encoded.num_targets else NOTHING_TO_TRAIN
+            return self._shorten(conversation, num_tokens=len(encoded.tokens_T), work=work)
+        work.ledger.num_splits += encoded.num_splits
+        return (encoded,) if encoded.num_targets else NOTHING_TO_TRAIN
+
+    def _shorten(
+        self, conversation: Conversation, *, num_tokens: int, work: "_Work"
+    ) -> tuple[EncodedConversation, ...] | str:
+        """What is kept of a conversation that is too long."""
+        max_tokens = self._max_seq_length + 1
+        policy = self._encoder.options.truncation
+        if policy == "error":
+            raise ConversationError(
+                f"{conversation.origin}: the conversation has {num_tokens} tokens, but seq_length"
+                f" {self._max_seq_length} holds {max_tokens}; raise seq_length, or set sft_truncation to window,"
+                " keep_last_turns, right or drop",
+                reason=OVERLONG,
+            )
+        if policy == "drop":
+            return OVERLONG
+        kept = truncate(
+            self._encoder.trace(conversation), policy=policy, max_tokens=max_tokens, encode=self._encoder.trace
+        )
+        work.ledger.num_truncated += 1
+        work.ledger.num_untrained_turns += kept.num_untrained_turns
+        work.ledger.num_splits += sum(sequence.num_splits for sequence in kept.sequences)
+        work.ledger.num_windows += max(len(kept.sequences) - 1, 0)
+        return kept.sequences or NOTHING_TO_TRAIN
 
 
 class _Work:
@@ -234,12 +246,12 @@ class _Collected:
             self._run = range(row, row)
         self._run = range(self._run.start, row + 1)
 
-    def add_alone(self, sequence: EncodedConversation, conversation: Conversation) -> None:
-        """Add a sequence that was made by itself."""
+    def add_alone(self, sequences: Sequence[EncodedConversation], conversation: Conversation) -> None:
+        """Add the sequences of a conversation that was encoded by itself."""
         if self._run:
             self._end_part()
-        self._alone.append(sequence)
-        self._digests.append(conversation.content_digest)
+        self._alone += sequences
+        self._digests += [conversation.content_digest] * len(sequences)
 
     def _end_part(self) -> None:
         if self._run:
