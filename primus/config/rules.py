@@ -119,6 +119,37 @@ def _template_goes_with_its_format(t: TrainerConfig) -> str | None:
     )
 
 
+@_rule("sft_turn_schedule", "sft_supervise_turns")
+def _a_schedule_needs_turns(t: TrainerConfig) -> str | None:
+    if t.sft_turn_schedule == "uniform" or t.sft_supervise_turns == "all":
+        return None
+    return (
+        f"{t.sft_turn_schedule} weighs several turns of a conversation, and sft_supervise_turns: last leaves one; set"
+        " one of them to its default"
+    )
+
+
+@_rule("sft_turn_schedule_start", "sft_turn_schedule")
+def _only_a_line_has_a_start(t: TrainerConfig) -> str | None:
+    if t.sft_turn_schedule_start is None or t.sft_turn_schedule == "linear":
+        return None
+    return f"is for sft_turn_schedule: linear, and that is {t.sft_turn_schedule}; change it, or set this to null"
+
+
+@_rule("sft_turn_schedule", "sft_turn_schedule_decay")
+def _exponential_schedules_decay(t: TrainerConfig) -> str | None:
+    if t.sft_turn_schedule != "exponential" or t.sft_turn_schedule_decay is not None:
+        return None
+    return "exponential needs sft_turn_schedule_decay; give the factor from each trained turn to the one before it"
+
+
+@_rule("sft_turn_schedule_decay", "sft_turn_schedule")
+def _nothing_else_decays(t: TrainerConfig) -> str | None:
+    if t.sft_turn_schedule_decay is None or t.sft_turn_schedule == "exponential":
+        return None
+    return f"is for sft_turn_schedule: exponential, and that is {t.sft_turn_schedule}; change it, or set this to null"
+
+
 @_rule("sft_add_bos", "sft_conversation_format")
 def _chat_templates_write_bos(t: TrainerConfig) -> str | None:
     if not t.sft_add_bos or t.sft_conversation_format in {"openai", "messages", "chatml", "alpaca"}:

@@ -156,8 +156,16 @@ class DataKeys(_Section):
     """Train the token that ends an assistant turn; without it a model never learns to stop."""
     sft_supervise_turns: Literal["all", "last"] = "all"
     """Which assistant turns of a conversation are targets."""
-    sft_truncation: Literal["error", "drop", "right"] = "error"
-    """What happens to a conversation longer than `seq_length`."""
+    sft_turn_schedule: Literal["uniform", "last_only", "linear", "exponential"] = "uniform"
+    """How the weight of a trained turn depends on its place: the last has 1, those before it as much, none or less."""
+    sft_turn_schedule_start: Fraction | None = None
+    """With `linear`, the weight one step before the first trained turn; null means 0."""
+    sft_turn_schedule_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """With `exponential`, the factor from each trained turn to the one before it."""
+    sft_loss_normalizer: Literal["token", "turn", "conversation"] = "token"
+    """What has one vote in the loss: each target, each trained turn, or each conversation."""
+    sft_truncation: Literal["error", "drop", "right", "keep_last_turns", "window"] = "error"
+    """What happens to a conversation longer than `seq_length`; `window` makes several sequences of it."""
     sft_bad_rows: Literal["error", "quarantine"] = "error"
     """Stop at bad rows, or write them with their reasons to a file and train the rest."""
     sft_cache_dir: Path | None = None

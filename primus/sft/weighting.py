@@ -77,15 +77,16 @@ class TurnSchedule:
         Returns:
             The factors, in the same shape.
         """
-        behind = (num_turns - 1 - positions).astype(np.float64)
+        behind: _Floats = (num_turns - 1 - positions).astype(np.float64)
+        factors: _Floats = np.ones(np.shape(positions), dtype=np.float64)
         if self.kind == "last_only":
-            return (behind == 0).astype(np.float64)
-        if self.kind == "linear":
+            factors[behind > 0] = 0
+        elif self.kind == "linear":
             # Counted from the end, so that the last turn has exactly 1.
-            return 1 - (1 - self.start) * (behind / num_turns)
-        if self.kind == "exponential":
-            return np.power(self.decay, behind)
-        return np.ones(np.shape(positions), dtype=np.float64)
+            factors -= (1 - self.start) * (behind / num_turns)
+        elif self.kind == "exponential":
+            factors *= self.decay**behind
+        return factors
 
 
 class WeighedSpans(NamedTuple):

@@ -31,7 +31,7 @@ def test_every_key_is_described_once() -> None:
         ("num_query_groups", "whole number > 0 or null", "null"),
         ("adam_beta1", "number >= 0 < 1", "0.9"),
         ("sft_dataset_name", "text or list of text or null", "null"),
-        ("sft_truncation", "`error`, `drop`, `right`", "error"),
+        ("sft_truncation", "`error`, `drop`, `right`, `keep_last_turns`, `window`", "error"),
         ("bf16", "true or false", "false"),
         ("workspace", "path", "output"),
         ("lora.target_modules", "list of text", "[linear_qkv, linear_proj, linear_fc1, linear_fc2]"),

@@ -46,8 +46,36 @@ from tests.unit_tests.config.conftest import RUN, Problems, Write
         (
             "sft_packing=sequential sft_length_bucket=8",
             (
-                "sft_length_bucket: 8 sorts conversations by length, and packed sequences (sft_packing sequential) have "
-                "one; set it to 0"
+                "sft_length_bucket: 8 sorts conversations by length, and packed sequences (sft_packing sequential) "
+                "have one; set it to 0"
+            ),
+        ),
+        (
+            "sft_turn_schedule=linear sft_supervise_turns=last",
+            (
+                "sft_turn_schedule: linear weighs several turns of a conversation, and sft_supervise_turns: last "
+                "leaves one; set one of them to its default"
+            ),
+        ),
+        (
+            "sft_turn_schedule_start=0.5",
+            (
+                "sft_turn_schedule_start: is for sft_turn_schedule: linear, and that is uniform; change it, or set "
+                "this to null"
+            ),
+        ),
+        (
+            "sft_turn_schedule=exponential",
+            (
+                "sft_turn_schedule: exponential needs sft_turn_schedule_decay; give the factor from each trained turn "
+                "to the one before it"
+            ),
+        ),
+        (
+            "sft_turn_schedule=linear sft_turn_schedule_decay=0.5",
+            (
+                "sft_turn_schedule_decay: is for sft_turn_schedule: exponential, and that is linear; change it, or set "
+                "this to null"
             ),
         ),
         ("train_iters=null", "train_iters: neither train_iters nor sft_num_epochs is given; give one of them"),
@@ -121,6 +149,9 @@ def test_keys_that_do_not_go_together_are_refused(problems: Problems, overrides:
         "recompute_granularity=full",
         "recompute_granularity=full recompute_method=block recompute_num_layers=1",
         "recompute_granularity=selective",
+        "sft_turn_schedule=linear sft_turn_schedule_start=0",
+        "sft_turn_schedule=exponential sft_turn_schedule_decay=0.5",
+        "sft_supervise_turns=last sft_loss_normalizer=turn",
         "sft_validation_fraction=0.1",
         "sft_validation_dataset_name=[a,b]",
     ],

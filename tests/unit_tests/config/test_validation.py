@@ -71,7 +71,10 @@ def test_the_type_of_the_key_decides_what_a_value_is(override: str, value: objec
         ("lora.dim=none", "lora.dim: 'none' is not a whole number; write one, for example 8"),
         ("lora.target_modules=a", "lora.target_modules: 'a' is not a list; write one, for example [a, b]"),
         ("lora.target_modules=[[a]]", "lora.target_modules: [['a']] is not text; write text"),
-        ("sft_truncation=rigth", "sft_truncation: 'rigth' is not one of error, drop, right; did you mean 'right'?"),
+        (
+            "sft_truncation=rigth",
+            "sft_truncation: 'rigth' is not one of error, drop, right, keep_last_turns, window; did you mean 'right'?",
+        ),
         (
             "sft_conversation_format=openia",
             f"sft_conversation_format: 'openia' is not one of {FORMATS}; did you mean 'openai'?",
