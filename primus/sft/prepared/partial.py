@@ -19,7 +19,9 @@ from primus.errors import DataError
 from primus.sft.ledger import Ledger
 from primus.sft.prepared.disk import FileFacts, facts_of, sync_folder, write_file
 from primus.sft.prepared.manifest import (
+    LEDGER,
     MANIFEST,
+    QUARANTINE,
     Manifest,
     ShardFacts,
     ledger_from,
@@ -31,6 +33,7 @@ from primus.sft.prepared.manifest import (
 from primus.sft.prepared.source_files import Stamp
 from primus.sft.quarantine import quarantine_line
 from primus.sft.shards import BadRow
+from primus.sft.sources import TRAIN_SPLIT, VALIDATION_SPLIT
 from primus.sft.workers import num_cores
 
 STATE = "state.json"
@@ -215,10 +218,9 @@ class PartialFolder:
             return False
 
     def _refuse_other_content(self) -> None:
-        marks = {STATE, f"{STATE}.part", MANIFEST}
-        names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else {""}
-        is_ours = bool(names & marks) or names <= {RECORDS}
-        if not is_ours:
+        known = {STATE, MANIFEST, LEDGER, QUARANTINE, RECORDS, QUARANTINES, TRAIN_SPLIT, VALIDATION_SPLIT}
+        names = {path.name.removesuffix(".part") for path in self.path.iterdir()} if self.path.is_dir() else {""}
+        if not names <= known:
             raise DataError(
                 f"{self.path}: is in the way, and was not made by primus data prepare; move it away, or name another"
                 " folder with --out"

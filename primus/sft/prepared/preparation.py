@@ -217,7 +217,8 @@ class _Preparation:
                 del collected
             if writing is not None:
                 writing.result()
-        return finish(self._plan, self._partial, [self._records[number] for number in range(self._num_shards)])
+        records = [self._records[number] for number in range(self._num_shards) if number in self._records]
+        return finish(self._plan, self._partial, records)
 
     def _write(self, number: int, collected: CollectedShard) -> None:
         self._records[number] = collected.write(self._partial, number)
@@ -238,6 +239,8 @@ class _Preparation:
                 if batch.rows.path != path:
                     path, bytes_before = batch.rows.path, bytes_before + bytes_of_file
                     bytes_of_file = sizes[path]
+                if batch.rows.bytes_read > bytes_of_file:
+                    return  # it grows, perhaps for ever; what is wrong is said at the end
                 self._num_shards = number + 1
                 if number not in finished:
                     waiting.append((number, bytes_before + batch.rows.bytes_read))
