@@ -90,6 +90,7 @@ def estimate_memory(
     bf16: bool,
     use_distributed_optimizer: bool,
     recompute: Recompute,
+    is_packed: bool = False,
 ) -> MemoryEstimate:
     """Estimate what the fullest rank keeps.
 
@@ -108,6 +109,7 @@ def estimate_memory(
         bf16: Whether the weights are bfloat16, with float32 main weights.
         use_distributed_optimizer: Whether data- and context-parallel ranks share out the optimizer state.
         recompute: What is computed again.
+        is_packed: Whether sequences hold several conversations.
 
     Returns:
         The estimate, in bytes.
@@ -116,7 +118,7 @@ def estimate_memory(
     num_shards = sizes.data * sizes.context if use_distributed_optimizer else 1
     element_bytes = _BFLOAT16 if bf16 else _FLOAT32
     positions = micro_batch_size * seq_length // sizes.context
-    layer_bytes = positions * _bytes_per_position(model, sizes=sizes, element_bytes=element_bytes)
+    layer_bytes = positions * _bytes_per_position(model, sizes=sizes, element_bytes=element_bytes, is_packed=is_packed)
     residual_bytes = positions * _residual_width(model, sizes=sizes) * element_bytes
     kept_bytes = _kept_bytes(
         num_layers=model.num_layers // sizes.pipeline,
@@ -147,14 +149,16 @@ def _residual_width(model: ModelKeys, *, sizes: ParallelSizes) -> float:
     return model.hidden_size / (sizes.tensor if sizes.sequence_parallel else 1)
 
 
-def _bytes_per_position(model: ModelKeys, *, sizes: ParallelSizes, element_bytes: int) -> float:
+def _bytes_per_position(model: ModelKeys, *, sizes: ParallelSizes, element_bytes: int, is_packed: bool) -> float:
     """Bytes that one layer keeps for one position.
 
     Between the tensor-parallel regions, H each: the inputs of the two norms, and of the two linear layers after them.
     In the attention: the result of `linear_qkv`, which the values are a view of, queries and keys with their
     positions, and the context; and one float32 per head, which the fused attention keeps in place of the matrix of
     its weights (Dao et al. 2022, "FlashAttention"). In the gated MLP, 5 F: both halves of `linear_fc1`, the activation
-    of the gate, the other half once more (megatron-core adds `glu_linear_offset` to it), and their product.
+    of the gate, the other half once more (megatron-core adds `glu_linear_offset` to it), and their product. Packed
+    conversations have a context each, which is kept besides all of them together; and sines and cosines of their own
+    positions, for queries and for keys.
     """
     heads = HeadLayout.of(model)
     between = 4 * _residual_width(model, sizes=sizes) * element_bytes
@@ -164,6 +168,9 @@ def _bytes_per_position(model: ModelKeys, *, sizes: ParallelSizes, element_bytes
     if model.qk_layernorm:
         inside += (heads.query_width + heads.key_width) * element_bytes
     inside += (5 if model.swiglu else 2) * model.ffn_hidden_size * element_bytes
+    if is_packed:
+        inside += heads.query_width * element_bytes
+        between += 4 * heads.query_width // heads.num_attention_heads * element_bytes
     return between + inside / sizes.tensor
 
 

@@ -26,19 +26,25 @@ class DataPlan:
     """A data set in numbers; a token that is predicted is counted once, as a target or as context."""
 
     num_sequences: int
-    """Conversations, one per sequence."""
+    """Training sequences."""
+    num_conversations: int
+    """Conversations in them; as many, if they are not packed."""
+    packing: str
+    """How conversations share sequences, in words; empty if they do not."""
     num_positions: int
     """Predicted tokens, padding not counted."""
     num_targets: int
     """Those that are trained."""
     longest: int
-    """Positions of the longest conversation."""
+    """Positions of the longest training sequence."""
 
     @classmethod
     def of(cls, data: SFTDataset) -> "DataPlan":
         """The numbers of a data set."""
         return cls(
             num_sequences=len(data),
+            num_conversations=len(data.data),
+            packing=data.packing_in_words,
             num_positions=int(data.num_positions_N.sum()),
             num_targets=int(data.num_targets_N.sum()),
             longest=int(data.num_positions_N.max()),
@@ -137,6 +143,7 @@ def build_plan(config: TrainConfig, *, train: SFTDataset, validation: SFTDataset
             bf16=trainer.bf16,
             use_distributed_optimizer=trainer.use_distributed_optimizer,
             recompute=recompute,
+            is_packed=train.is_packed,
         )
 
     return Plan(
@@ -227,7 +234,9 @@ def _data_lines(plan: Plan) -> list[str]:
         if data is not None:
             share = 100 * data.num_targets / data.num_positions
             lines += [
-                _row(f"{name} sequences", f"{data.num_sequences:,}", f"longest {data.longest:,} tokens"),
+                _row(
+                    f"{name} sequences", f"{data.num_sequences:,}", data.packing or f"longest {data.longest:,} tokens"
+                ),
                 _row(f"{name} tokens", f"{data.num_positions:,}", f"{data.num_targets:,} supervised ({share:.1f} %)"),
             ]
     return [

@@ -115,6 +115,9 @@ def run_training(config: TrainConfig) -> TrainingResult:
         ledgers["validation"] = validation.ledger
     for line in (line for ledger in ledgers.values() for line in ledger.lines()):
         logger.info("%s", line)
+    for name, data in (("train", train), ("validation", validation)):
+        if data is not None and data.packing_in_words:
+            logger.info("%s: %s sequences: %s", name, f"{len(data):,}", data.packing_in_words)
     if process.rank == 0:
         write_ledgers(ledgers, path=config.exp_dir / "logs" / "ledger.json")
     facts = TokenizerFacts(

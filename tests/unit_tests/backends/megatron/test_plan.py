@@ -98,6 +98,7 @@ def memory_of(
     tensor: int = 1,
     context: int = 1,
     data: int = 1,
+    is_packed: bool = False,
 ) -> MemoryEstimate:
     return estimate_memory(
         trainer,
@@ -111,6 +112,7 @@ def memory_of(
         bf16=trainer.bf16,
         use_distributed_optimizer=trainer.use_distributed_optimizer,
         recompute=Recompute(granularity=trainer.recompute_granularity),
+        is_packed=is_packed,
     )
 
 
@@ -137,7 +139,9 @@ def test_estimated_weights_gradients_and_optimizer_are_what_is_allocated(
     assert kept == estimate.optimizer
 
 
-def saved_bytes(model: MegatronModel, *, num_rows: int, micro_batch_size: int, seq_length: int) -> int:
+def saved_bytes(
+    model: MegatronModel, *, num_rows: int, micro_batch_size: int, seq_length: int, is_packed: bool = False
+) -> int:
     """Bytes of all tensors that the backward pass will read, weights not counted, each once."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, Tensor] = {}
@@ -152,21 +156,26 @@ def saved_bytes(model: MegatronModel, *, num_rows: int, micro_batch_size: int, s
     targets_N = torch.arange(micro_batch_size * seq_length)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         # The loss is held until the bytes are counted: freed memory would be given out, and counted, again.
-        loss = model(tokens_BS, None, None, labels_N=tokens_BS.flatten(), target_positions_N=targets_N)
+        segments_C2 = torch.tensor([[0, 20], [20, seq_length]], dtype=torch.int32) if is_packed else None
+        positions_BS = torch.arange(seq_length).expand(micro_batch_size, -1)
+        loss = model(tokens_BS, positions_BS, segments_C2, labels_N=tokens_BS.flatten(), target_positions_N=targets_N)
     assert loss.requires_grad
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 @pytest.mark.parametrize("shape", ["llama", "qwen 2"])
 @pytest.mark.parametrize("bf16", [False, True])
-def test_estimated_activations_are_what_the_backward_pass_keeps(shape: str, *, bf16: bool) -> None:
-    trainer = trainer_of(**SHAPES[shape], micro_batch_size=2, bf16=bf16)
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_estimated_activations_are_what_the_backward_pass_keeps(shape: str, *, bf16: bool, is_packed: bool) -> None:
+    # Of several packed sequences the values are copied, and the result that they were part of is not kept.
+    num = 1 if is_packed else 2
+    trainer = trainer_of(**SHAPES[shape], micro_batch_size=num, bf16=bf16)
     with model_of(trainer, num_rows=512) as model:
-        measured = saved_bytes(model, num_rows=512, micro_batch_size=2, seq_length=64)
-    estimate = memory_of(trainer, num_rows=512, num_targets=64)
+        measured = saved_bytes(model, num_rows=512, micro_batch_size=num, seq_length=64, is_packed=is_packed)
+    estimate = memory_of(trainer, num_rows=512, num_targets=64, is_packed=is_packed)
     # PyTorch's RMSNorm on a CPU keeps its input and the normalised input, both in float32; its GPU kernel keeps the
     # input as it is. For each of the five norms that is one tensor more, in bfloat16 two of twice the size.
-    norms = 5 * 128 * 64 * (2 * 4 - 2 if bf16 else 4)
+    norms = 5 * num * 64 * 64 * (2 * 4 - 2 if bf16 else 4)
     # The bfloat16 logits are gone when the loss has its float32 copy of them.
     logits = estimate.logits * 4 // 6 if bf16 else estimate.logits
     assert estimate.activations + logits + norms == pytest.approx(measured, rel=0.03)
@@ -234,7 +243,9 @@ def plan_of(rows: Path, *overrides: str, world_size: int = 1) -> tuple[Plan, Tra
         "lr_warmup_iters=0",
     ]
     config = load_config("tiny-multiturn-sft.yaml", overrides=[*keys, *overrides])
-    data = SFTDataset(str(rows), config.trainer.tokenizer_model, config.trainer.seq_length)
+    data = SFTDataset(
+        str(rows), config.trainer.tokenizer_model, config.trainer.seq_length, packing=config.trainer.packing
+    )
     return build_plan(config, train=data, validation=None, world_size=world_size), config, data
 
 
@@ -266,6 +277,22 @@ def test_tokens_steps_and_epochs_are_those_of_the_data(rows: Path) -> None:
     assert plan.num_epochs == pytest.approx(28 / 23)
     by_epochs, _, _ = plan_of(rows, "train_iters=null", "sft_num_epochs=2")
     assert by_epochs.num_steps == 12
+
+
+def test_the_plan_of_packs_says_how_full_they_are(rows: Path) -> None:
+    alone, _, _ = plan_of(rows)
+    plan, config, data = plan_of(
+        rows, "enable_packed_sequences=true", "sft_num_epochs=1", "train_iters=null", "sft_length_bucket=0"
+    )
+    assert data.plan is not None
+    assert plan.train.num_conversations == alone.train.num_sequences == 23
+    assert plan.train.num_sequences == len(data) < 23
+    assert (plan.train.num_positions, plan.train.num_targets) == (alone.train.num_positions, alone.train.num_targets)
+    assert plan.num_steps == -(-len(data) // 4)
+    fill = alone.train.num_positions / (len(data) * config.trainer.seq_length)
+    (line,) = [line for line in plan.lines() if "training sequences" in line]
+    assert f"23 conversations, best_fit packing, fill {100 * fill:.2f} %" in line
+    assert max(map(len, plan.lines())) <= 100
 
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused(rows: Path) -> None:

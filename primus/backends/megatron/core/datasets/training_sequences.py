@@ -39,6 +39,7 @@ class TrainingSequences(Dataset[dict[str, torch.Tensor]]):
 
     Attributes:
         data: The conversations.
+        packing: How they share training sequences.
         plan: Which conversations share a training sequence; None if each has one of its own.
         max_seq_length: Positions of a training sequence, S.
         seed: Of `order`.
@@ -47,6 +48,7 @@ class TrainingSequences(Dataset[dict[str, torch.Tensor]]):
 
     def __init__(self, data: TokenizedDataset, *, packing: Method, max_seq_length: int, pad_id: int, seed: int) -> None:
         self.data = data
+        self.packing = packing
         self.plan = None if packing == "none" else _plan_of(data, capacity=max_seq_length, method=packing)
         self.max_seq_length = max_seq_length
         self.seed = seed
@@ -60,6 +62,13 @@ class TrainingSequences(Dataset[dict[str, torch.Tensor]]):
     def is_packed(self) -> bool:
         """Whether conversations share training sequences."""
         return self.plan is not None
+
+    @property
+    def packing_in_words(self) -> str:
+        """How conversations share training sequences, and how full these are; empty if they do not."""
+        if self.plan is None:
+            return ""
+        return f"{len(self.data):,} conversations, {self.packing} packing, fill {100 * self.plan.fill:.2f} %"
 
     @cached_property
     def num_positions_N(self) -> IntArray:
