@@ -248,6 +248,73 @@ def test_a_format_that_refuses_what_is_left_trains_less_and_says_so(chatml_token
     assert calls < 30
 
 
+def test_a_run_may_begin_earlier_where_the_format_wants_that(chatml_tokenizer: SFTTokenizer) -> None:
+    openai = tracer(chatml_tokenizer, FORMATTERS["openai"])
+
+    def not_from_gamma(conversation: Conversation) -> TracedConversation:
+        if "gamma" in conversation.messages[1].content:
+            raise RenderError("refused", reason="template")
+        return openai(conversation)
+
+    silent = [Message(m.role, m.content, weight=0.0) for m in LONG.messages]
+    from_gamma = talk(*silent[:5], *LONG.messages[5:7], *silent[7:])
+    max_tokens = len(openai(talk(*LONG.messages[:7])).encoded.tokens_T)
+    kept = truncate(openai(from_gamma), policy="window", max_tokens=max_tokens, encode=not_from_gamma)
+    assert trained_turns(kept) == [[6]]
+    assert "Say alpha!" in chatml_tokenizer.decode(kept.sequences[0].tokens_T)
+
+
+def test_a_format_that_refuses_everything_is_not_asked_for_every_run(chatml_tokenizer: SFTTokenizer) -> None:
+    calls = 0
+
+    def refuse(conversation: Conversation) -> TracedConversation:
+        nonlocal calls
+        calls += 1
+        raise RenderError("refused", reason="template")
+
+    turns = [say("user", f"What is {i}?") if i % 2 == 0 else say("assistant", f"It is {i}!") for i in range(120)]
+    whole = tracer(chatml_tokenizer, FORMATTERS["openai"])(talk(*turns))
+    assert truncate(whole, policy="window", max_tokens=400, encode=refuse) == TruncatedConversation((), 60)
+    assert calls < 60 * 14
+
+
+def test_all_system_messages_at_the_beginning_stay(chatml_tokenizer: SFTTokenizer) -> None:
+    two = talk(say("system", "First."), say("system", "Second."), *LONG.messages[1:])
+    for policy in SHORTENED:
+        for sequence in cut(two, chatml_tokenizer, policy, 70).sequences:
+            text = chatml_tokenizer.decode(sequence.tokens_T)
+            assert text.startswith("<|im_start|>system\nFirst.<|im_end|>\n<|im_start|>system\nSecond.<|im_end|>\n")
+
+
+def test_a_question_between_a_call_and_its_answer_begins_no_run(chatml_tokenizer: SFTTokenizer) -> None:
+    answer = Message("tool", "a wall", tool_call_id="c")
+    hurried = talk(say("user", "long " * 40), CALL, say("user", "So?"), answer, say("assistant", "A wall."))
+    encode = tracer(chatml_tokenizer, FORMATTERS["openai"])
+    orphan = talk(*hurried.messages[2:])
+    for policy in SHORTENED:
+        kept = cut(hurried, chatml_tokenizer, policy, len(encode(orphan).encoded.tokens_T))
+        assert kept == TruncatedConversation((), 2)
+
+
+def test_answers_that_follow_each_other_are_trained_once_each(chatml_tokenizer: SFTTokenizer) -> None:
+    chatty = talk(say("user", "Go!"), *(say("assistant", f"{word} " * 9) for word in ("one", "two", "three")))
+    encode = tracer(chatml_tokenizer, FORMATTERS["openai"])
+    whole = encode(chatty)
+    for first in (1, 2):
+        max_tokens = len(encode(talk(*chatty.messages[: first + 1])).encoded.tokens_T)
+        kept = truncate(whole, policy="window", max_tokens=max_tokens, encode=encode)
+        assert trained_turns(kept) == [list(range(1, first + 1))]
+        assert kept.num_untrained_turns == 3 - first
+
+
+def test_a_turn_without_tokens_has_no_targets() -> None:
+    encoded = EncodedConversation(
+        np.arange(4), np.array([[0, 1], [2, 2], [2, 3]]), np.array([0, 1, 3]), np.zeros(3, dtype=bool),
+        np.ones(3, dtype=np.float32), origin="a:1",
+    )  # fmt: skip
+    assert turns_with_targets(encoded).tolist() == [3]
+
+
 def test_the_system_message_of_the_first_user_message_moves_to_the_first_that_is_kept(
     chatml_tokenizer: SFTTokenizer,
 ) -> None:
