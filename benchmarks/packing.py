@@ -143,13 +143,14 @@ def show(packer: str, lengths_N: IntArray, *, capacity: int, pack: Packer) -> No
         capacity: Positions of a pack.
         pack: The packer.
     """
-    started_s = time.perf_counter()
+    started_s, started_cpu_s = time.perf_counter(), time.process_time()
     num_packs = pack(lengths_N, capacity)
-    duration_s = time.perf_counter() - started_s
+    duration_s, cpu_s = time.perf_counter() - started_s, time.process_time() - started_cpu_s
     fill = lengths_N.sum() / (num_packs * capacity)
     bound = lengths_N.sum() / (fewest_packs(lengths_N, capacity=capacity) * capacity)
+    million_per_s = len(lengths_N) / duration_s / 1e6
     print(
-        f"  {packer:<34}{len(lengths_N):>12,}{duration_s:>9.2f} s{len(lengths_N) / duration_s / 1e6:>9.3f}"
+        f"  {packer:<40}{len(lengths_N):>12,}{duration_s:>9.2f} s{cpu_s:>7.2f} s{million_per_s:>9.3f}"
         f"{num_packs:>12,}{fill:>10.3%}{bound:>10.3%}",
         flush=True,
     )
@@ -167,7 +168,7 @@ def compare(name: str, *, sizes: list[int], sigma: float, with_trl: bool) -> Non
     median, capacity = DISTRIBUTIONS[name]
     lengths_N = draw_lengths(name, num=max(*sizes, NUM_ONLINE), sigma=sigma)
     print(f"\n{name}: median {median}, sigma {sigma}, window {capacity}")
-    print(f"  {'':<34}{'items':>12}{'time':>11}{'M/s':>9}{'packs':>12}{'fill':>10}{'bound':>10}")
+    print(f"  {'':<40}{'items':>12}{'time':>11}{'CPU':>9}{'M/s':>9}{'packs':>12}{'fill':>10}{'bound':>10}")
     for size in sizes:
         show("best_fit", lengths_N[:size], capacity=capacity, pack=pack_best_fit)
     show(f"online, buffer of {BUFFER_SIZE:,}", lengths_N[:NUM_ONLINE], capacity=capacity, pack=pack_online)
