@@ -23,6 +23,9 @@ BATCH_BYTES = 1 << 20
 _GROUPED_FORMATS = (AUTO, "turns", "oasst", "columns")
 # A line without any of these is no part of a group: the names of the columns, and letters of ASCII in disguise.
 _GROUP_NAMES = (*(f'"{name}"'.encode() for name in GROUP_COLUMNS), b"\\u00")
+# What those of the columns have in common, so that most lines are searched for it alone.
+_GROUP_NAMES_END = b'_id"'
+assert all(name.endswith(_GROUP_NAMES_END) for name in _GROUP_NAMES[:-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +253,8 @@ class _Cutter:
     def _may_have_group(self, lines: bytes) -> bool:
         if self.options.column_map is not None or self.options.conversation_id is not None:
             return True
-        return any(name in lines for name in _GROUP_NAMES)
+        may_have_name = _GROUP_NAMES_END in lines or _GROUP_NAMES[-1] in lines
+        return may_have_name and any(name in lines for name in _GROUP_NAMES)
 
     def _name(self, row: Row) -> str | None:
         found = None if row.error is not None else group_of(row.value, self.options)
@@ -289,5 +293,9 @@ class _Cutter:
 
 def _ends_well(rows: RowBatch) -> bool:
     """Whether the last row of a batch of lines can be decoded, so that nothing is torn where the next one begins."""
-    last = rows.lines.rstrip().rpartition(b"\n")[2]
+    lines = rows.lines
+    end = len(lines)
+    while end and lines[end - 1 : end].isspace():
+        end -= 1
+    last = lines[lines.rfind(b"\n", 0, end) + 1 : end]
     return all(row.error is None for row in RowBatch(rows.path, lines=last))
