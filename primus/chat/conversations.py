@@ -7,6 +7,7 @@ Every row is in exactly one reading, so the counts of readings sum to the rows.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +22,12 @@ __all__ = ["ConversationBatch", "Reading", "SourceOptions", "read_batches", "rea
 
 BATCH_BYTES = 1 << 20
 _GROUPED_FORMATS = (AUTO, "turns", "oasst", "columns")
-# A line without any of these is no part of a group: the names of the columns, and letters of ASCII in disguise.
-_GROUP_NAMES = (*(f'"{name}"'.encode() for name in GROUP_COLUMNS), b"\\u00")
-# What those of the columns have in common, so that most lines are searched for it alone.
+# A line without any of these is no part of a group: the names of the columns, or one with an escaped letter. What the
+# names end with is looked for first: that takes one pass over the line.
+_GROUP_NAMES = tuple(f'"{name}"'.encode() for name in GROUP_COLUMNS)
 _GROUP_NAMES_END = b'_id"'
-assert all(name.endswith(_GROUP_NAMES_END) for name in _GROUP_NAMES[:-1])
+assert all(name.endswith(_GROUP_NAMES_END) for name in _GROUP_NAMES)
+_ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,8 +255,9 @@ class _Cutter:
     def _may_have_group(self, lines: bytes) -> bool:
         if self.options.column_map is not None or self.options.conversation_id is not None:
             return True
-        may_have_name = _GROUP_NAMES_END in lines or _GROUP_NAMES[-1] in lines
-        return may_have_name and any(name in lines for name in _GROUP_NAMES)
+        if _GROUP_NAMES_END in lines and any(name in lines for name in _GROUP_NAMES):
+            return True
+        return b"\\u00" in lines and _ESCAPED_LETTER.search(lines) is not None
 
     def _name(self, row: Row) -> str | None:
         found = None if row.error is not None else group_of(row.value, self.options)
