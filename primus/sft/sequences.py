@@ -82,6 +82,11 @@ class SequenceArrays:
         """Where the conversation of a sequence came from, as `file:line`."""
         return self.origins_P[self.origin_bounds_N1[index] : self.origin_bounds_N1[index + 1]].tobytes().decode()
 
+    def where(self, is_kept_N: npt.NDArray[np.bool_]) -> Self:
+        """The sequences that are kept, in order."""
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], is_kept_N, [False]])))
+        return self.concatenate([self.between(a, b) for a, b in edges.reshape(-1, 2).tolist()])
+
     @classmethod
     def of_conversations(cls, conversations: Sequence[EncodedConversation], *, content_hashes: Sequence[bytes]) -> Self:
         """Sequences that are encoded one by one, with a unit for each target.

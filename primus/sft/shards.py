@@ -5,9 +5,11 @@ N: sequences. T: tokens of all of them. K: their token spans.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from primus.chat.conversations import ConversationBatch, Reading, SourceOptions, read_batches
 from primus.chat.messages import Conversation
@@ -20,6 +22,7 @@ from primus.sft.recipe import Encoder, Recipe
 from primus.sft.sequences import SequenceArrays
 from primus.sft.sources import TRAIN_SPLIT, VALIDATION_SPLIT, split_of
 from primus.sft.truncation import truncate
+from primus.sft.weighting import weigh
 from primus.sft.workers import Job
 
 Outcome = Literal["trained", "validation"]
@@ -127,8 +130,29 @@ class ShardEncoder:
             except ConversationError as exc:
                 work.refuse(reading, exc)
             first = last
-        splits = {name: collected.arrays() for name, collected in work.splits.items()}
+        splits = {name: self._weigh(collected, work.ledger) for name, collected in work.splits.items()}
         return EncodedBatch(splits, work.ledger, tuple(work.bad_rows), tuple(work.problems), len(batch.rows.lines))
+
+    def _weigh(self, collected: "_Collected", ledger: Ledger) -> SequenceArrays:
+        """The sequences of a split with the weights that the options give them."""
+        arrays, options = collected.arrays(), self._encoder.options
+        if options.weighs_evenly or not len(arrays):
+            return arrays
+        weighed = weigh(
+            token_spans_K2=arrays.token_spans_K2,
+            turns_K=arrays.turns_K,
+            weights_K=arrays.weights_K,
+            span_bounds_N1=arrays.span_bounds_N1,
+            conversation_N=np.array(collected.conversations),
+            schedule=options.schedule,
+            normalizer=options.loss_normalizer,
+            dataset_weight=options.loss_weight,
+        )
+        arrays = replace(arrays, **weighed._asdict())
+        # The turns of a window may all have become context.
+        is_trained_N = weighed.num_targets_N > 0
+        ledger.num_windows -= int((~is_trained_N).sum())
+        return arrays if is_trained_N.all() else arrays.where(is_trained_N)
 
     def _side(self, reading: Reading) -> str | ConversationError:
         """The split of what rows gave, or why they can't be used."""
@@ -158,9 +182,9 @@ class ShardEncoder:
         collected = work.splits[side]
         for place, fit in zip(places, fitted, strict=True):
             if isinstance(fit, int):
-                collected.add_row(fit)
+                collected.add_row(fit, place)
             elif isinstance(fit, tuple):
-                collected.add_alone(fit, work.conversations[place])
+                collected.add_alone(fit, work.conversations[place], place)
         work.ledger.record_together(
             used if used in outcomes else outcomes[0],
             origins=[row.origin for row in reading.rows],
@@ -230,7 +254,11 @@ class _Work:
 
 
 class _Collected:
-    """The sequences of a split: runs of rows of the flat arrays, and those between them that stand alone."""
+    """The sequences of a split: runs of rows of the flat arrays, and those between them that stand alone.
+
+    Attributes:
+        conversations: For each sequence the number of its conversation in the batch.
+    """
 
     def __init__(self, flat: SequenceArrays) -> None:
         self._flat = flat
@@ -238,16 +266,19 @@ class _Collected:
         self._run = range(0)
         self._alone: list[EncodedConversation] = []
         self._digests: list[bytes] = []
+        self.conversations: list[int] = []
 
-    def add_row(self, row: int) -> None:
+    def add_row(self, row: int, place: int) -> None:
         """Add a row of the flat arrays."""
+        self.conversations.append(place)
         if self._alone or row != self._run.stop:
             self._end_part()
             self._run = range(row, row)
         self._run = range(self._run.start, row + 1)
 
-    def add_alone(self, sequences: Sequence[EncodedConversation], conversation: Conversation) -> None:
+    def add_alone(self, sequences: Sequence[EncodedConversation], conversation: Conversation, place: int) -> None:
         """Add the sequences of a conversation that was encoded by itself."""
+        self.conversations += [place] * len(sequences)
         if self._run:
             self._end_part()
         self._alone += sequences

@@ -4,7 +4,7 @@
 from primus.backends.megatron.core.datasets.sft_dataset import SFTDataset, build_train_valid_test_datasets
 from primus.config.schema import TrainConfig
 from primus.errors import ConfigError
-from primus.sft.dataset import EncodingOptions
+from primus.sft.options import build_options
 from primus.sft.tokenizer import SFTTokenizer
 
 
@@ -42,16 +42,7 @@ def build_datasets(
         validation_split=keys.sft_validation_split,
         validation_fraction=keys.sft_validation_fraction,
         quarantine_dir=config.exp_dir / "quarantine" if writes_quarantine else None,
-        options=EncodingOptions(
-            supervise_end_of_turn=keys.sft_supervise_end_of_turn,
-            supervise_turns=keys.sft_supervise_turns,
-            truncation=keys.sft_truncation,
-            bad_rows=keys.sft_bad_rows,
-            messages_field=keys.sft_messages_field,
-            source_format=keys.sft_source_format,
-            add_bos=keys.sft_add_bos,
-            add_eos=keys.sft_add_eos,
-        ),
+        options=build_options(keys),
         packing=keys.packing,
     )
     return train, validation

@@ -12,7 +12,7 @@ from primus.cli.parsing import CommandParser, positive_int
 from primus.config import load_config
 from primus.config.schema import DataKeys, TrainConfig
 from primus.errors import ConfigError
-from primus.sft.dataset import EncodingOptions
+from primus.sft.options import build_options
 from primus.sft.recipe import Recipe
 from primus.sft.sources import VALIDATION_SPLIT, resolve_files
 from primus.sft.workers import num_cores
@@ -117,7 +117,7 @@ def _from_arguments(names: Sequence[str], overrides: Sequence[str], options: arg
         conversation_format=options.format or keys.sft_conversation_format,
         chat_template=options.chat_template,
         max_seq_length=options.seq_length,
-        options=_encoding_options(keys),
+        options=build_options(keys),
     )
 
 
@@ -137,16 +137,5 @@ def _from_config(path: str, overrides: Sequence[str], options: argparse.Namespac
         chat_template=options.chat_template or keys.sft_chat_template,
         chat_template_kwargs=keys.sft_chat_template_kwargs,
         max_seq_length=options.seq_length or keys.seq_length,
-        options=_encoding_options(keys),
-    )
-
-
-def _encoding_options(keys: DataKeys) -> EncodingOptions:
-    return EncodingOptions(
-        supervise_end_of_turn=keys.sft_supervise_end_of_turn,
-        supervise_turns=keys.sft_supervise_turns,
-        truncation=keys.sft_truncation,
-        messages_field=keys.sft_messages_field,
-        add_bos=keys.sft_add_bos,
-        add_eos=keys.sft_add_eos,
+        options=build_options(keys),
     )

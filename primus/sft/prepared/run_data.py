@@ -8,7 +8,7 @@ from primus.chat.conversations import SourceOptions
 from primus.config.schema import DataKeys
 from primus.errors import ConfigError
 from primus.sft.ledger import TRAINED, VALIDATION
-from primus.sft.options import EncodingOptions
+from primus.sft.options import build_options
 from primus.sft.recipe import Recipe
 from primus.sft.shards import Outcome, ShardJob
 from primus.sft.sources import TRAIN_SPLIT, VALIDATION_SPLIT, resolve_files
@@ -42,16 +42,7 @@ def jobs_of_run(keys: DataKeys, *, seq_length: int) -> dict[str, ShardJob]:
             chat_template=keys.sft_chat_template,
             chat_template_kwargs=keys.sft_chat_template_kwargs,
             max_seq_length=seq_length,
-            options=EncodingOptions(
-                supervise_end_of_turn=keys.sft_supervise_end_of_turn,
-                supervise_turns=keys.sft_supervise_turns,
-                truncation=keys.sft_truncation,
-                bad_rows=keys.sft_bad_rows,
-                messages_field=keys.sft_messages_field,
-                source_format=keys.sft_source_format,
-                add_bos=keys.sft_add_bos,
-                add_eos=keys.sft_add_eos,
-            ),
+            options=build_options(keys),
         )
         return ShardJob(recipe, outcome, validation_fraction)
 

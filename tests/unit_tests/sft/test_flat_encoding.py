@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many conversations at once are encoded exactly as each of them by itself."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -21,8 +22,9 @@ from primus.sft.formatters import ConversationFormatter, create_formatter
 from primus.sft.options import EncodingOptions
 from primus.sft.recipe import Encoder
 from primus.sft.sequences import SequenceArrays
-from primus.sft.shards import ShardEncoder, file_groups, shard_batches
+from primus.sft.shards import EncodedBatch, ShardEncoder, file_groups, shard_batches
 from primus.sft.tokenizer import SFTTokenizer, fast, load_tokenizer
+from primus.sft.weighting import TurnSchedule
 from tests.unit_tests.sft.conftest import byte_level
 
 TEXTS = st.text(max_size=30) | st.sampled_from(
@@ -215,3 +217,39 @@ def test_shards_end_where_groups_of_files_end(tmp_path: Path) -> None:
     assert numbers == sorted(numbers)
     assert {shard for shard, path in shards if path == str(files[2])} == {2}
     assert [numbers.count(n) for n in range(3)] == [64, len(numbers) - 64 - numbers.count(2), numbers.count(2)]
+
+
+def test_weights_and_units_follow_the_options(chatml_tokenizer: SFTTokenizer) -> None:
+    line = json.dumps({"messages": [{"role": role, "content": "abc"} for role in ("user", "assistant") * 3]})
+    batch = ConversationBatch(RowBatch("a.jsonl", lines=f"{line}\n{line}\n".encode()), SourceOptions())
+
+    def arrays(**options: Any) -> SequenceArrays:
+        encoder = Encoder(chatml_tokenizer, create_formatter("openai"), EncodingOptions(**options))
+        return ShardEncoder(encoder, max_seq_length=1000).encode(batch).splits["train"]
+
+    plain = arrays()
+    per_turn = plain.num_targets_N[0] // 3
+    assert plain.num_units_N.tolist() == plain.num_targets_N.tolist()
+    assert arrays(loss_normalizer="conversation").num_units_N.tolist() == [1, 1]
+    by_turn = arrays(loss_normalizer="turn", schedule=TurnSchedule(kind="exponential", decay=0.5), loss_weight=2.0)
+    assert by_turn.num_units_N.tolist() == [3, 3]
+    assert by_turn.weights_K[~by_turn.is_end_K].reshape(2, 3) * per_turn == pytest.approx(
+        np.array([[0.5, 1.0, 2.0]] * 2)
+    )
+    assert arrays(schedule=TurnSchedule(kind="last_only")).num_targets_N.tolist() == [per_turn, per_turn]
+
+
+def test_a_window_without_a_target_is_no_sequence(chatml_tokenizer: SFTTokenizer) -> None:
+    line = json.dumps({"messages": [{"role": role, "content": "abc " * 9} for role in ("user", "assistant") * 6]})
+    batch = ConversationBatch(RowBatch("a.jsonl", lines=line.encode()), SourceOptions())
+
+    def encode(**options: Any) -> EncodedBatch:
+        options |= {"truncation": "window", "supervise_end_of_turn": True}
+        encoder = Encoder(chatml_tokenizer, create_formatter("openai"), EncodingOptions(**options))
+        return ShardEncoder(encoder, max_seq_length=100).encode(batch)
+
+    windows, last = encode(), encode(schedule=TurnSchedule(kind="last_only"))
+    assert len(windows.splits["train"]) == windows.ledger.num_windows + 1 > 2
+    assert len(last.splits["train"]) == 1
+    assert last.ledger.num_windows == 0
+    assert last.ledger.num_conversations == 1
