@@ -76,7 +76,7 @@ def run(arguments: Sequence[str]) -> int:
     for name, job in jobs.items():
         if len(jobs) > 1:
             print(f"{name} data:")
-        plan = plan_preparation(job)
+        plan = plan_preparation(job, cache_dir=cache_dir if options.out is None else None, on_message=_say)
         folder = options.out or prepared_folder(cache_dir, plan.key)
         if options.explain:
             print("\n".join(explain(plan.facts, folder)))

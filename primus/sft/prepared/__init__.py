@@ -19,7 +19,14 @@ from primus.sft.prepared.cache import CACHE_NAME, cache_dir_of, explain, prepare
 from primus.sft.prepared.dataset import PreparedDataset, open_prepared, read_ledger
 from primus.sft.prepared.key import differences
 from primus.sft.prepared.manifest import Manifest, read_manifest
-from primus.sft.prepared.preparation import Plan, Progress, find_prepared, plan_preparation, prepare
+from primus.sft.prepared.preparation import (
+    Plan,
+    Progress,
+    find_prepared,
+    plan_preparation,
+    prepare,
+    prepare_or_wait,
+)
 from primus.sft.prepared.run_data import jobs_of_run
 from primus.sft.prepared.verification import verify
 
@@ -37,6 +44,7 @@ __all__ = [
     "open_prepared",
     "plan_preparation",
     "prepare",
+    "prepare_or_wait",
     "prepared_folder",
     "read_ledger",
     "read_manifest",

@@ -10,7 +10,6 @@ from typing import Any
 
 from primus import __version__
 from primus.sft.formatters import TEMPLATE, read_templates
-from primus.sft.prepared.disk import DIGEST_BYTES
 from primus.sft.prepared.source_files import SourceFacts
 from primus.sft.shards import ShardJob
 from primus.sft.tokenizer import SFTTokenizer
@@ -20,6 +19,7 @@ FORMAT_VERSION = 1
 
 Facts = dict[str, Any]
 
+_KEY_BYTES = 16
 _LONGEST_SHOWN = 60
 # What `rows` says already.
 _SAID_OF_ROWS = ("source_format", "messages_field")
@@ -83,7 +83,7 @@ def _plain(value: Any) -> Any:
 
 def key_of(facts: Facts) -> str:
     """The key of a data set: a hash of its facts, 128 bits as text."""
-    return hashlib.blake2b(canonical(facts).encode(), digest_size=DIGEST_BYTES).hexdigest()
+    return hashlib.blake2b(canonical(facts).encode(), digest_size=_KEY_BYTES).hexdigest()
 
 
 def differences(old: Facts, new: Facts) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from primus.errors import DataError
 from primus.sft.ledger import Ledger
 from primus.sft.prepared.arrays import REDO, ShardCounts
-from primus.sft.prepared.disk import DIGEST_BYTES, FileFacts, replace_file
+from primus.sft.prepared.disk import FileFacts, replace_file
 from primus.sft.prepared.key import FORMAT_VERSION, Facts
 
 MANIFEST = "manifest.json"
@@ -202,7 +202,7 @@ def _sealed(document: dict[str, Any]) -> bytes:
     def text(content: dict[str, Any]) -> bytes:
         return (json.dumps(content, indent=1) + "\n").encode()
 
-    seal = hashlib.blake2b(text(document), digest_size=DIGEST_BYTES).hexdigest()
+    seal = hashlib.sha256(text(document)).hexdigest()
     return text({**document, "seal": seal})
 
 

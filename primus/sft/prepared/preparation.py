@@ -18,6 +18,7 @@ from primus.chat.conversations import ConversationBatch
 from primus.errors import DataError
 from primus.sft.dataset import fingerprint_of, listed_problems
 from primus.sft.ledger import Ledger
+from primus.sft.prepared.cache import prepared_folder
 from primus.sft.prepared.collected import KEPT, CollectedShard, splits_of
 from primus.sft.prepared.disk import FileFacts, disk_errors, read_pieces, sync_folder, write_file
 from primus.sft.prepared.key import Facts, differences, key_facts, key_of
@@ -39,6 +40,7 @@ from primus.sft.prepared.source_files import (
     refuse_changed,
     stamps_of,
 )
+from primus.sft.prepared.source_memo import describe_sources_once
 from primus.sft.recipe import Encoder
 from primus.sft.shards import EncodedBatch, ShardEncoder, ShardJob, shard_batches
 from primus.sft.workers import map_batches
@@ -83,11 +85,15 @@ class Plan:
     key: str
 
 
-def plan_preparation(job: ShardJob) -> Plan:
+def plan_preparation(
+    job: ShardJob, *, cache_dir: Path | None = None, on_message: Callable[[str], None] = lambda _: None
+) -> Plan:
     """Find out what a data set depends on: reads all its sources, and loads the tokenizer.
 
     Args:
         job: How rows become sequences.
+        cache_dir: Where the content of sources that have not changed is remembered; None reads them all.
+        on_message: Is told which process reads them while this one waits.
 
     Returns:
         The plan.
@@ -100,7 +106,11 @@ def plan_preparation(job: ShardJob) -> Plan:
     check_sources(files)
     stamps, strict_stamps = (tuple(stamps_of(files, is_strict=is_strict)) for is_strict in (False, True))
     with ThreadPoolExecutor(1) as thread:
-        sources = thread.submit(describe_sources, files)
+        sources = (
+            thread.submit(describe_sources, files)
+            if cache_dir is None
+            else thread.submit(describe_sources_once, files, cache_dir, on_message=on_message)
+        )
         encoder = job.recipe.build()
         facts = key_facts(job, tokenizer=encoder.tokenizer, sources=sources.result())
     return Plan(
@@ -186,6 +196,38 @@ def prepare(
             partial.path.rename(folder)
             sync_folder(folder.parent)
     return manifest
+
+
+def prepare_or_wait(
+    job: ShardJob,
+    cache_dir: Path,
+    *,
+    num_workers: int,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_message: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """The folder of a data set in a cache, prepared if it is not there.
+
+    Every process of a job calls it: of those that share the cache's disk one works, and the others wait. Where machines
+    share no disk, one process of each works.
+
+    Args:
+        job: How rows become sequences.
+        cache_dir: The cache.
+        num_workers: Processes that the one that works starts.
+        on_progress: Is told how far the work has come.
+        on_message: Is told what is waited for.
+
+    Returns:
+        The folder, for `open_prepared`.
+
+    Raises:
+        DataError: As `prepare` does; those that waited for one that failed raise what it raised.
+    """
+    plan = plan_preparation(job, cache_dir=cache_dir, on_message=on_message)
+    folder = prepared_folder(cache_dir, plan.key)
+    prepare(plan, folder, num_workers=num_workers, on_progress=on_progress, on_message=on_message)
+    return folder
 
 
 class _Preparation:

@@ -2,6 +2,7 @@
 """What stands in the files that a data set is made from, by content and not by date."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from typing import Any
 
 from primus.chat.reading import STDIN, read_row_batches
 from primus.errors import DataError
-from primus.sft.prepared.disk import DIGEST_BYTES
 from primus.sft.workers import num_cores
 
 _PIECE_BYTES = 16 << 20
@@ -24,7 +24,7 @@ class SourceFacts:
     Attributes:
         name: The file as it was named; the origins of sequences begin with it.
         num_bytes: Its size.
-        digest: Hash of the hashes of its pieces of 16 MiB.
+        digest: SHA-256 of the hashes of its pieces of 16 MiB.
     """
 
     name: str
@@ -69,7 +69,8 @@ def stamps_of(files: Sequence[Path], *, is_strict: bool) -> list[Stamp]:
     stamps: list[Stamp] = []
     for file in files:
         try:
-            found = file.stat()
+            with file.open("rb") as opened:  # on a network disk, opening a file asks anew how it is
+                found = os.fstat(opened.fileno())
         except OSError as exc:
             raise DataError(f"{file}: can't be read any more ({exc.strerror}); check the file and the disk") from exc
         changed_ns = found.st_ctime_ns if is_strict else 0
@@ -117,7 +118,7 @@ def describe_sources(files: Sequence[Path]) -> list[SourceFacts]:
         ]
         with ThreadPoolExecutor(num_cores()) as threads:
             digests = threads.map(_digest_of_piece, *zip(*pieces, strict=True)) if pieces else iter(())
-            joined = {file: hashlib.blake2b(digest_size=DIGEST_BYTES) for file in files}
+            joined = {file: hashlib.sha256() for file in files}
             for (file, _), digest in zip(pieces, digests, strict=True):
                 joined[file].update(digest)
     except OSError as exc:
@@ -126,7 +127,7 @@ def describe_sources(files: Sequence[Path]) -> list[SourceFacts]:
 
 
 def _digest_of_piece(file: Path, start: int) -> bytes:
-    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    digest = hashlib.sha256()
     with file.open("rb", buffering=0) as content:
         content.seek(start)
         rest = _PIECE_BYTES
