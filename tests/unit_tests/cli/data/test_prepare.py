@@ -43,6 +43,10 @@ def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
     )
 
 
+def data_sets(cache: Path) -> list[Path]:
+    return [path.parent for path in cache.glob("*/manifest.json")]
+
+
 def test_it_says_what_was_prepared_and_then_that_it_is(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,7 +69,7 @@ def test_the_cache_is_beside_the_runs_of_this_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert prepare("a.jsonl") == 0
-    [folder] = (tmp_path / "output" / "prepared").iterdir()
+    [folder] = data_sets(tmp_path / "output" / "prepared")
     assert re.fullmatch(r"[0-9a-f]{32}", folder.name)
     assert open_prepared(folder).manifest.key == folder.name
     assert prepare("a.jsonl", "--cache-dir", "elsewhere") == 0
@@ -83,14 +87,17 @@ def test_explain_names_the_nearest_and_what_differs(
 
     assert re.fullmatch(r"\S+: is not prepared; \S+/cache holds no other data set\n", explain())
     assert prepare(source, "--cache-dir", cache) == 0
-    assert prepare(source, "--cache-dir", cache, "--validation-fraction", "0.5", "--format", "qwen") == 0
+    assert (
+        prepare(source, "--cache-dir", cache, "--validation-fraction", "0.5", "--format", "qwen", "--think", "split")
+        == 0
+    )
     capsys.readouterr()
-    near, far = sorted(cache.iterdir(), key=lambda path: len(open_prepared(path).manifest.splits))
+    near, far = sorted(data_sets(cache), key=lambda path: len(open_prepared(path).manifest.splits))
     assert explain() == f"{near}: is prepared\n"
     assert explain("--validation-fraction", "0.5").endswith(
         f"the nearest is {near}, from which it differs in\n  validation_fraction: 0.0 -> 0.5\n"
     )
-    assert explain("--validation-fraction", "0.4", "--format", "qwen").endswith(
+    assert explain("--validation-fraction", "0.4", "--format", "qwen", "--think", "split").endswith(
         f"the nearest is {far}, from which it differs in\n  validation_fraction: 0.5 -> 0.4\n"
     )
     write_conversations(source, seed=3)
@@ -108,7 +115,7 @@ def test_a_run_and_the_command_prepare_the_same(
     output = capsys.readouterr().out
     assert output.startswith("train data:\nw/prepared/")
     assert "\nvalidation data:\nw/prepared/" in output
-    splits = {tuple(open_prepared_splits(folder)) for folder in (tmp_path / "w" / "prepared").iterdir()}
+    splits = {tuple(open_prepared_splits(folder)) for folder in data_sets(tmp_path / "w" / "prepared")}
     assert splits == {("train",), ("validation",)}
     assert main(["data", "prepare", *words, "sft_cache_dir=c", "--explain"]) == 0
     assert capsys.readouterr().out.count("\nc/") == 2

@@ -16,6 +16,7 @@ from primus.sft.options import EncodingOptions
 from primus.sft.prepared import differences, plan_preparation
 from primus.sft.recipe import Recipe
 from primus.sft.shards import ShardJob
+from primus.sft.weighting import TurnSchedule
 from tests.unit_tests.sft.prepared.conftest import TOKENIZER, make_job, write_conversations
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
@@ -26,6 +27,9 @@ OPTIONS: dict[str, Any] = {
     "bad_rows": "error",
     "add_bos": False,
     "add_eos": True,
+    "schedule": TurnSchedule(kind="last_only"),
+    "loss_normalizer": "turn",
+    "loss_weight": 0.5,
 }
 SOURCE: dict[str, Any] = {
     "format": "openai",
