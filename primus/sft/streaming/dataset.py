@@ -30,7 +30,7 @@ from primus.sft.prepared.manifest import ledger_from
 from primus.sft.quarantine import quarantine_line
 from primus.sft.sequences import Int64Array, SequenceArrays, SequenceShards, bounds_of
 from primus.sft.shards import EncodedBatch, ShardEncoder
-from primus.sft.streaming.packing import packer_for
+from primus.sft.streaming.packing import PACKING_BUFFER, packer_for
 from primus.sft.streaming.reading import SequenceReader, StreamedSequence
 from primus.sft.streaming.shuffling import ShuffleBuffer
 from primus.sft.streaming.state import LedgerMark, StreamState, check_source, read_sequences
@@ -116,6 +116,7 @@ class StreamingDataset:
         seed: Of the order.
         shuffle_buffer: Sequences that wait to be shuffled; 0 keeps the order of the files.
         packing: How sequences share training sequences.
+        packing_buffer: Sequences that `best_fit` chooses from.
         bad_rows: Whether the stream ends at a bad row, or writes it and goes on.
         quarantine_path: Where bad rows are written; None only counts them.
         identity: Whatever else the sequences depend on, in a word: tokenizer, format, options. A state with another one
@@ -142,6 +143,7 @@ class StreamingDataset:
         seed: int,
         shuffle_buffer: int,
         packing: Method = "none",
+        packing_buffer: int = PACKING_BUFFER,
         bad_rows: BadRows = "error",
         quarantine_path: Path | None = None,
         identity: str = "",
@@ -152,6 +154,7 @@ class StreamingDataset:
             ("max_seq_length", max_seq_length, 1),
             ("global_batch_size", global_batch_size, 1),
             ("shuffle_buffer", shuffle_buffer, 0),
+            ("packing_buffer", packing_buffer, 1),
         ):
             if number < least:
                 raise ValueError(f"{what} is {number}, not at least {least}")
@@ -167,12 +170,13 @@ class StreamingDataset:
             "seq_length": max_seq_length,
             "sft_shuffle_buffer": shuffle_buffer,
             "sft_packing": packing,
+            "the number of sequences to pack from": packing_buffer,
             "the size of a batch of rows": batch_bytes,
             "the identity of tokenizer and options": identity,
         }
         self._reader = SequenceReader(self._files, source=source, encoder=encoder, batch_bytes=batch_bytes)
         self._shuffle = ShuffleBuffer[StreamedSequence](shuffle_buffer, seed=seed)
-        self._packer = packer_for(packing, capacity=max_seq_length)
+        self._packer = packer_for(packing, capacity=max_seq_length, buffer_size=packing_buffer)
         self._incoming: deque[StreamedSequence] = deque()
         self._packs: deque[list[StreamedSequence]] = deque()
         self._open: Iterator[tuple[EncodedBatch, list[StreamedSequence]]] | None = None

@@ -8,7 +8,8 @@ from primus.sft.packing import Method, OnlinePacker
 
 Item = TypeVar("Item")
 
-_BEST_FIT_BUFFER = 1024
+PACKING_BUFFER = 1024
+"""Sequences that `best_fit` chooses from, if nothing else is said."""
 
 
 class Packer(Protocol[Item]):
@@ -83,16 +84,17 @@ class SequentialPacker(Generic[Item]):
         self._filled = sum(length for _, length in self._waiting)
 
 
-def packer_for(method: Method, *, capacity: int) -> Packer[Any]:
+def packer_for(method: Method, *, capacity: int, buffer_size: int = PACKING_BUFFER) -> Packer[Any]:
     """The packer of a method.
 
     Args:
         method: `none` gives each sequence a pack of its own.
         capacity: Positions of a pack.
+        buffer_size: Sequences that `best_fit` chooses from.
 
     Returns:
         A packer in which nothing waits.
     """
     if method == "best_fit":
-        return OnlinePacker(capacity, _BEST_FIT_BUFFER)
+        return OnlinePacker(capacity, buffer_size)
     return SequentialPacker(capacity if method == "sequential" else 0)

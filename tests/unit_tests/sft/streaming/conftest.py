@@ -14,8 +14,7 @@ import pytest
 
 from primus.chat.conversations import ConversationBatch
 from primus.sft.formatters import OpenAIMessagesFormatter
-from primus.sft.options import BadRows, EncodingOptions, Truncation
-from primus.sft.packing import Method
+from primus.sft.options import BadRows, EncodingOptions
 from primus.sft.recipe import Encoder
 from primus.sft.shards import EncodedBatch, ShardEncoder
 from primus.sft.streaming import StreamedBatch, StreamingDataset
@@ -87,40 +86,32 @@ def files(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def stream(files: list[Path], chatml_tokenizer: SFTTokenizer) -> Stream:
-    """Makes a stream; each has an encoder of its own, `stream.encoder`."""
+    """Makes a stream of the files; small buffers are full most of the time."""
 
     def make(
         *,
         of: list[Path] | None = None,
-        truncation: Truncation = "window",
-        packing: Method = "best_fit",
         bad_rows: BadRows = "error",
-        shuffle_buffer: int = 20,
-        seed: int = 3,
-        global_batch_size: int = 3,
         encoder: ShardEncoder | None = None,
         **options: Any,
     ) -> StreamingDataset:
-        encoding = EncodingOptions(supervise_end_of_turn=True, truncation=truncation, bad_rows=bad_rows)
+        defaults = {
+            "max_seq_length": SEQ_LENGTH, "global_batch_size": 3, "seed": 3, "shuffle_buffer": 20,
+            "packing": "best_fit", "packing_buffer": 8, "batch_bytes": BATCH_BYTES,
+        }  # fmt: skip
         return StreamingDataset(
             files if of is None else of,
-            encoder=encoder or shard_encoder(chatml_tokenizer, truncation=truncation),
-            source=encoding.source,
-            max_seq_length=SEQ_LENGTH,
-            global_batch_size=global_batch_size,
-            seed=seed,
-            shuffle_buffer=shuffle_buffer,
-            packing=packing,
+            encoder=encoder or shard_encoder(chatml_tokenizer),
+            source=EncodingOptions().source,
             bad_rows=bad_rows,
-            batch_bytes=BATCH_BYTES,
-            **options,
+            **{**defaults, **options},
         )
 
     return make
 
 
-def shard_encoder(tokenizer: SFTTokenizer, *, truncation: Truncation = "window") -> CountingEncoder:
-    options = EncodingOptions(supervise_end_of_turn=True, truncation=truncation)
+def shard_encoder(tokenizer: SFTTokenizer) -> CountingEncoder:
+    options = EncodingOptions(supervise_end_of_turn=True, truncation="window")
     return CountingEncoder(Encoder(tokenizer, OpenAIMessagesFormatter(), options), max_seq_length=SEQ_LENGTH)
 
 
