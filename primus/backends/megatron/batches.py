@@ -6,6 +6,7 @@ conversations of a micro-batch.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from primus.sft.masking import PackedTargets
+from primus.sft.order import SourceShare
 
 IntArray = npt.NDArray[np.int64]
 
@@ -34,6 +36,10 @@ class SequenceDataset(Protocol):
     @property
     def is_packed(self) -> bool:
         """Whether a sequence may hold several conversations."""
+
+    @property
+    def shares(self) -> Sequence[SourceShare] | None:
+        """How many sequences each source has, and how often they come in an epoch; None if there is one source."""
 
     def __len__(self) -> int: ...
 

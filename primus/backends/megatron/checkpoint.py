@@ -6,10 +6,13 @@ learning-rate schedule and the order of the data are functions of the step and t
 saved, and hyper-parameters are always those of the configuration.
 """
 
+import ctypes
 import logging
+import os
 import pickle
 import queue
-from collections.abc import Iterator, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,8 @@ from primus.backends.megatron.replacement import replaced
 from primus.errors import CheckpointError
 
 logger = logging.getLogger("primus")
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _CANNOT_READ = (
     CheckpointingException,
@@ -80,13 +85,27 @@ def save_checkpoint(save: Path, *, model: DistributedDataParallel, optimizer: Me
 
 @contextmanager
 def _writers_in_this_process() -> Iterator[None]:
-    """Collect the writers' results in a queue of this process.
+    """Collect the writers' results in a queue of this process, and let the writers end with it.
 
     Megatron's own queue is a server process, which takes seconds to start and imports the main program again. A save
-    that waits for its writers has no use for it.
+    that waits for its writers has no use for it. A writer that outlives a killed process would wait for a lock of that
+    one forever, or write into the folder of the next attempt.
     """
-    with replaced(filesystem_async, "_results_queue", queue.Queue()):
+    writer = filesystem_async.FileSystemWriterAsync
+    write = _ending_with(os.getpid(), writer.write_preloaded_data)
+    with replaced(filesystem_async, "_results_queue", queue.Queue()), replaced(writer, "write_preloaded_data", write):
         yield
+
+
+def _ending_with(parent: int, write: Callable[..., None]) -> Callable[..., None]:
+    """The same function, for a forked process: the kernel kills it when its parent has ended, however that ended."""
+
+    def run(*args: Any, **kwargs: Any) -> None:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == parent:  # else it has ended before the line above
+            write(*args, **kwargs)
+
+    return run
 
 
 def load_checkpoint(

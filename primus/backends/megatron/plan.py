@@ -15,6 +15,7 @@ from primus.backends.megatron.layout import Layout, build_layout, num_steps
 from primus.backends.megatron.memory import MemoryEstimate, ParallelSizes, Recompute, estimate_memory
 from primus.backends.megatron.parameter_count import ParameterCount, Vocabulary, build_vocabulary, count_parameters
 from primus.config.schema import TrainConfig, TrainerConfig
+from primus.sft.order import SequenceOrder
 
 IntArray = npt.NDArray[np.int64]
 
@@ -69,6 +70,8 @@ class Plan:
     """The validation data."""
     num_steps: int
     """Optimizer steps."""
+    sequences_per_epoch: int
+    """Training sequences of an epoch; of a mixture, as its sources have shares in it."""
     padding_share: float
     """Share of the positions of all micro-batches that hold padding."""
     widest: int
@@ -85,7 +88,7 @@ class Plan:
     @property
     def num_epochs(self) -> float:
         """Passes over the training data."""
-        return self.num_steps * self.trainer.global_batch_size / self.train.num_sequences
+        return self.num_steps * self.trainer.global_batch_size / self.sequences_per_epoch
 
     def lines(self) -> list[str]:
         """The plan for people: at most 100 columns, one number per line."""
@@ -113,7 +116,8 @@ def build_plan(config: TrainConfig, *, train: SFTDataset, validation: SFTDataset
     tokenizer = train.tokenizer
     vocabulary = build_vocabulary(trainer, tokenizer=tokenizer.name, num_ids=tokenizer.vocab_size)
     parameters = count_parameters(trainer, padded_vocab_size=vocabulary.padded)
-    steps = num_steps(trainer, num_sequences=len(train))
+    order = train.order(global_batch_size=trainer.global_batch_size, length_bucket=trainer.sft_length_bucket)
+    steps = num_steps(trainer, num_sequences=order.sequences_per_epoch)
     longest = max(int(data.num_positions_N.max()) for data in (train, validation) if data is not None)
     most_targets = int(train.num_targets_N.max())
     widest = _width(longest, multiple=trainer.sft_pad_to_multiple_of, limit=trainer.seq_length)
@@ -154,7 +158,8 @@ def build_plan(config: TrainConfig, *, train: SFTDataset, validation: SFTDataset
         train=DataPlan.of(train),
         validation=None if validation is None else DataPlan.of(validation),
         num_steps=steps,
-        padding_share=_padding_share(train, trainer=trainer, num_steps=steps),
+        sequences_per_epoch=order.sequences_per_epoch,
+        padding_share=_padding_share(train, order, trainer=trainer, num_steps=steps),
         widest=widest,
         most_targets=most_targets,
         memory=memory(recompute),
@@ -168,9 +173,8 @@ def _width(num_positions: int, *, multiple: int, limit: int) -> int:
     return min(limit, -(-num_positions // multiple) * multiple)
 
 
-def _padding_share(train: SFTDataset, *, trainer: TrainerConfig, num_steps: int) -> float:
+def _padding_share(train: SFTDataset, order: SequenceOrder, *, trainer: TrainerConfig, num_steps: int) -> float:
     """Share of padding in the micro-batches of the run, of its first 2000 steps if it is longer."""
-    order = train.order(global_batch_size=trainer.global_batch_size, length_bucket=trainer.sft_length_bucket)
     num_positions = num_places = 0
     for step in range(min(num_steps, _MOST_STEPS_LOOKED_AT)):
         lengths_B = train.num_positions_N[order.global_batch(step)].reshape(-1, trainer.micro_batch_size)

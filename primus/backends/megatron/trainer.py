@@ -228,7 +228,6 @@ class _Run:
         facts: RunFacts,
     ) -> None:
         trainer = config.trainer
-        self.train_iters = num_steps(trainer, num_sequences=len(train))
         self._config = config
         self._trainer = trainer
         self._process = process
@@ -242,7 +241,9 @@ class _Run:
             seed=trainer.seed,
             global_batch_size=trainer.global_batch_size,
             length_bucket=trainer.sft_length_bucket,
+            sources=train.shares,
         )
+        self.train_iters = num_steps(trainer, num_sequences=order.sequences_per_epoch)
         # Each batch is asked for twice: when it is loaded ahead, and when it is trained.
         self._global_batch = lru_cache(maxsize=2 + AHEAD_PER_WORKER * trainer.num_workers)(order.global_batch)
         seed_weights(trainer.seed)

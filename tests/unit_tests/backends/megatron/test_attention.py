@@ -92,3 +92,48 @@ def test_the_log_can_say_which_attention_runs_and_why(
     assert "torch scaled_dot_product_attention" in modules.reason
     assert "(transformer_engine is not installed)" in modules.reason
     assert modules.submodules.layer_norm is RMSNorm
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    modules = build_layer_modules(config, device=torch.device("cuda"), is_packed=True)
+    assert (
+        "Megatron's local layers (Transformer Engine's layers do not keep packed conversations apart" in modules.reason
+    )
+    assert modules.submodules.layer_norm is RMSNorm
+
+
+@pytest.mark.parametrize("num_sequences", [1, 3])
+def test_packed_attention_is_that_of_a_mask_of_blocks(config: TransformerConfig, num_sequences: int) -> None:
+    torch.manual_seed(0)
+    heads = [torch.randn(7, num_sequences, num, 8, requires_grad=True) for num in (4, 2, 2)]
+    # Of the first sequence position 6 is padding, of the second 0 and 1; the third is one conversation.
+    segments = torch.tensor(
+        [[0, 2], [2, 6], [9, 10], [10, 14], [14, 21]][: 2 if num_sequences == 1 else 5], dtype=torch.int32
+    )
+    owner_P = torch.full((7 * num_sequences,), -1)
+    for number, (first, last) in enumerate(segments.tolist()):
+        owner_P[first:last] = number
+    owner_BS = owner_P.view(num_sequences, 7)
+    positions = torch.arange(7)
+    masked_BSS = (owner_BS[:, :, None] != owner_BS[:, None]) | (positions[:, None] < positions[None])
+    # A row of a mask allows something, also where there is padding; what comes out there is left out.
+    outcomes = []
+    for kind, mask in (
+        (FusedDotProductAttention, segments),
+        (DotProductAttention, masked_BSS[:, None]),
+    ):
+        query, key, value = (tensor.detach().clone().requires_grad_() for tensor in heads)
+        output = build(kind, config)(query, key, value, attention_mask=mask)
+        used_SB1 = (owner_BS >= 0).t()[..., None]
+        weighted = output * torch.linspace(-1, 1, output.numel()).view_as(output) * used_SB1
+        weighted.sum().backward()
+        outcomes.append([output * used_SB1, query.grad, key.grad, value.grad])
+    for ours, theirs in zip(*outcomes, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("segments", [[[0, 8]], [[0, 4], [3, 7]], [[4, 2]]])
+def test_segments_that_cannot_be_are_refused(config: TransformerConfig, segments: list[list[int]]) -> None:
+    query, key, value = (tensor[:, :1] for tensor in random_qkv())
+    with pytest.raises(ValueError, match=r"a conversation from \d to \d, behind \d, of 7 positions"):
+        build(FusedDotProductAttention, config)(
+            query, key, value, attention_mask=torch.tensor(segments, dtype=torch.int32)
+        )

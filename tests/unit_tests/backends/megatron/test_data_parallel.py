@@ -72,13 +72,17 @@ def test_two_processes_train_what_one_trains(runs: Path, optimizer: str, name: s
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("who", ["one_then_two", "two_then_one"])
 def test_a_run_is_continued_by_another_number_of_processes(runs: Path, optimizer: str, who: str) -> None:
+    hashes = read(runs / optimizer / "one", "batch_hash")
+    assert read(runs / optimizer / who, "batch_hash") == hashes[-len(hashes) // 2 :]
     for name, tolerance in TOLERANCES.items():
         expected, found = (read(runs / optimizer / folder, name) for folder in ("one", who))
         assert len(found) == len(expected) // 2
         assert found == pytest.approx(expected[-len(found) :], abs=tolerance)
 
 
-@pytest.mark.parametrize("name", ["learning_rate", "supervised_tokens", "tokens", "consumed_samples"])
+@pytest.mark.parametrize(
+    "name", ["learning_rate", "supervised_tokens", "tokens", "fill", "consumed_samples", "batch_hash"]
+)
 def test_counts_are_those_of_all_processes(runs: Path, name: str) -> None:
     one, two = (read(runs / "whole" / who, name) for who in ("one", "two"))
     assert two == one

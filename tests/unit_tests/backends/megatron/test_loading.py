@@ -58,6 +58,7 @@ class Slow:
         self.num_read = 0
         self.broken = broken
         self.max_seq_length, self.fingerprint, self.is_packed = data.max_seq_length, data.fingerprint, data.is_packed
+        self.shares = None
         self.num_positions_of, self.num_units_of, self.origin = data.num_positions_of, data.num_units_of, data.origin
 
     def __len__(self) -> int:

@@ -50,6 +50,7 @@ class TinySequences:
         self.rows = [self._row(rng, int(length)) for length in self.num_positions_N]
         self.num_targets_N: IntArray = np.array([int((row["loss_mask"] > 0).sum()) for row in self.rows])
         self.is_packed = False
+        self.shares = None
 
     def _row(self, rng: np.random.Generator, length: int) -> dict[str, torch.Tensor]:
         tokens = np.cumsum(rng.integers(1, 3, length + 1)) % VOCAB_SIZE

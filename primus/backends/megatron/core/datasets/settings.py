@@ -60,6 +60,27 @@ class DatasetSettings:
         Raises:
             ConfigError: If a file is standard input, or the options do not fit the format or the tokenizer.
         """
+        self.check(files)
+        return tokenize_files(
+            files,
+            formatter=self.formatter,
+            tokenizer=self.tokenizer,
+            max_seq_length=self.max_seq_length,
+            options=self.options,
+            outcome=VALIDATION if is_validation else TRAINED,
+            validation_fraction=validation_fraction,
+            quarantine_path=quarantine_path,
+        )
+
+    def check(self, files: Sequence[Path]) -> None:
+        """Refuse what can't be trained, before any row is read, and warn of what is probably not meant.
+
+        Args:
+            files: Data files.
+
+        Raises:
+            ConfigError: If a file is standard input, or the options do not fit the format or the tokenizer.
+        """
         formatter = self.formatter
         if Path(STDIN) in files:
             raise ConfigError(
@@ -77,16 +98,6 @@ class DatasetSettings:
                 " learn to stop; take a tokenizer that has one, or turn sft_supervise_end_of_turn off"
             )
         _warn_about_markers(self.tokenizer, formatter)
-        return tokenize_files(
-            files,
-            formatter=formatter,
-            tokenizer=self.tokenizer,
-            max_seq_length=self.max_seq_length,
-            options=self.options,
-            outcome=VALIDATION if is_validation else TRAINED,
-            validation_fraction=validation_fraction,
-            quarantine_path=quarantine_path,
-        )
 
 
 def load_formatter(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from primus.backends.megatron.core.datasets.settings import DatasetSettings, load_formatter
-from primus.backends.megatron.core.datasets.training_sequences import TrainingSequences
+from primus.backends.megatron.core.datasets.training_sequences import Source, TrainingSequences
 from primus.errors import ConfigError, DataError
 from primus.sft.dataset import (
     BadRows,
@@ -130,13 +130,34 @@ class SFTDataset(TrainingSequences):
         self._set_up(pair[held_out], settings, files)
 
     @classmethod
-    def from_tokenized(cls, data: TokenizedDataset, settings: "DatasetSettings", files: Sequence[Path]) -> "SFTDataset":
-        """The training sequences of conversations that are tokenized already."""
+    def from_tokenized(
+        cls, data: TokenizedDataset | Sequence[Source], settings: "DatasetSettings", files: Sequence[Path]
+    ) -> "SFTDataset":
+        """The training sequences of conversations that are tokenized already, of one source or of several."""
         dataset = cls.__new__(cls)
         dataset._set_up(data, settings, files)  # noqa: SLF001  # its own class
         return dataset
 
-    def _set_up(self, data: TokenizedDataset, settings: "DatasetSettings", files: Sequence[Path]) -> None:
+    def _set_up(
+        self, sources: TokenizedDataset | Sequence[Source], settings: "DatasetSettings", files: Sequence[Path]
+    ) -> None:
+        parts = [sources] if isinstance(sources, TokenizedDataset) else [source.data for source in sources]
+        for part in parts:
+            self._refuse_empty(part, settings, files)
+        super().__init__(
+            sources,
+            packing=settings.packing,
+            max_seq_length=settings.max_seq_length,
+            pad_id=settings.tokenizer.pad_id,
+            seed=settings.seed,
+        )
+        self.tokenizer = settings.tokenizer
+        self.formatter = settings.formatter
+        self.options = settings.options
+        self.ledger: Ledger = self.data.ledger
+
+    @staticmethod
+    def _refuse_empty(data: TokenizedDataset, settings: "DatasetSettings", files: Sequence[Path]) -> None:
         if not len(data) and (used := data.ledger.num_used):
             raise DataError(
                 f"{', '.join(map(str, files))}: all {used} conversations fall on one side of"
@@ -155,17 +176,6 @@ class SFTDataset(TrainingSequences):
                 f"{', '.join(map(str, files))}: no conversation is left to train with seq_length"
                 f" {settings.max_seq_length} ({summary}); raise seq_length, or look at the rows"
             )
-        super().__init__(
-            data,
-            packing=settings.packing,
-            max_seq_length=settings.max_seq_length,
-            pad_id=settings.tokenizer.pad_id,
-            seed=settings.seed,
-        )
-        self.tokenizer = settings.tokenizer
-        self.formatter = settings.formatter
-        self.options = settings.options
-        self.ledger: Ledger = data.ledger
 
     def shared_with(self, other: "SFTDataset") -> Iterator[tuple[str, str]]:
         """The origins, here and there, of conversations that stand in both data sets."""
@@ -269,7 +279,7 @@ def build_train_valid_test_datasets(
             valid = build(validation_dataset_name, validation_split, "validation")
     test = build(test_dataset_name, test_split, "test") if wanted[2] else None
     for what, other in (("validation", valid), ("test", test)):
-        _warn_about_leakage(train, other, what)
+        warn_about_leakage(train, other, what)
     return train, valid, test
 
 
@@ -277,7 +287,14 @@ def _in(folder: Path | None, split: str) -> Path | None:
     return None if folder is None else folder / f"{split}.jsonl"
 
 
-def _warn_about_leakage(train: SFTDataset, other: SFTDataset | None, what: str) -> None:
+def warn_about_leakage(train: SFTDataset, other: SFTDataset | None, what: str) -> None:
+    """Warn if conversations that are trained also stand in data that is to tell how good the model is.
+
+    Args:
+        train: The training data.
+        other: The other data, or None.
+        what: Its name.
+    """
     shared = [] if other is None else list(train.shared_with(other))
     if shared and other is not None:
         logger.warning(

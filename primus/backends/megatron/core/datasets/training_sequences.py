@@ -5,6 +5,8 @@ S: positions of a training sequence, `max_seq_length`. N: training sequences of 
 C: conversations of a training sequence.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -15,7 +17,7 @@ from torch.utils.data import Dataset
 from primus.sft.assembly import Assembler
 from primus.sft.dataset import TokenizedDataset
 from primus.sft.masking import PackedTargets
-from primus.sft.order import SequenceOrder
+from primus.sft.order import SequenceOrder, SourceShare, epochs_from_weights
 from primus.sft.packing import Method, PackPlan, pack_sequences
 from primus.sft.packing_cache import PACKING, stored_plan
 from primus.sft.prepared import PreparedDataset
@@ -26,11 +28,28 @@ IntArray = npt.NDArray[np.int64]
 _MAX_NAMED = 3
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Conversations, and how much of them is in a mixture with others.
+
+    Attributes:
+        data: The conversations.
+        epochs: How often each training sequence comes in an epoch of the mixture.
+        weight: Share of the mixture's training sequences, in proportion to the other sources'; replaces `epochs`.
+    """
+
+    data: TokenizedDataset
+    epochs: float = 1.0
+    weight: float | None = None
+
+
 class TrainingSequences(Dataset[dict[str, torch.Tensor]]):
     """The training sequences of tokenized conversations.
 
+    The conversations of a training sequence are of one source.
+
     Args:
-        data: The conversations.
+        data: The conversations, or several sources of them.
         packing: `none`: each has a training sequence of its own. `sequential` or `best_fit`: several share one, those
             that follow each other or those that fill it best.
         max_seq_length: Positions of a training sequence, S.
@@ -38,7 +57,8 @@ class TrainingSequences(Dataset[dict[str, torch.Tensor]]):
         seed: Of `order`.
 
     Attributes:
-        data: The conversations.
+        data: The conversations, of all sources.
+        shares: How many training sequences each source has, and how often they come; None if there is one source.
         packing: How they share training sequences.
         plan: Which conversations share a training sequence; None if each has one of its own.
         max_seq_length: Positions of a training sequence, S.
@@ -46,14 +66,32 @@ class TrainingSequences(Dataset[dict[str, torch.Tensor]]):
         fingerprint: Hash of the tokens, what is trained of them, and how they are packed.
     """
 
-    def __init__(self, data: TokenizedDataset, *, packing: Method, max_seq_length: int, pad_id: int, seed: int) -> None:
-        self.data = data
+    def __init__(
+        self,
+        data: TokenizedDataset | Sequence[Source],
+        *,
+        packing: Method,
+        max_seq_length: int,
+        pad_id: int,
+        seed: int,
+    ) -> None:
+        sources = [Source(data)] if isinstance(data, TokenizedDataset) else data
+        self.data = TokenizedDataset.joined([source.data for source in sources])
         self.packing = packing
-        self.plan = None if packing == "none" else _plan_of(data, capacity=max_seq_length, method=packing)
+        plans = [
+            None if packing == "none" else _plan_of(source.data, capacity=max_seq_length, method=packing)
+            for source in sources
+        ]
+        self.plan = _joined_plan(plans)
+        num_items = [len(source.data if plan is None else plan) for source, plan in zip(sources, plans, strict=True)]
+        is_mixed = len(sources) > 1 or sources[0].epochs != 1
+        self.shares: Sequence[SourceShare] | None = _shares(sources, num_items) if is_mixed else None
         self.max_seq_length = max_seq_length
         self.seed = seed
-        self.fingerprint = data.fingerprint if packing == "none" else f"{data.fingerprint}-{packing}-{max_seq_length}"
-        self._assembler = Assembler(data, pad_id=pad_id)
+        facts = [] if packing == "none" else [packing, str(max_seq_length)]
+        facts += [f"{share.num_items}x{share.epochs:g}" for share in self.shares or ()]
+        self.fingerprint = "-".join([self.data.fingerprint, *facts])
+        self._assembler = Assembler(self.data, pad_id=pad_id)
 
     def __len__(self) -> int:
         return len(self.data) if self.plan is None else len(self.plan)
@@ -156,7 +194,29 @@ class TrainingSequences(Dataset[dict[str, torch.Tensor]]):
             seed=self.seed,
             global_batch_size=global_batch_size,
             length_bucket=length_bucket,
+            sources=self.shares,
         )
+
+
+def _shares(sources: Sequence[Source], num_items: Sequence[int]) -> tuple[SourceShare, ...]:
+    epochs = [source.epochs for source in sources]
+    weights = [source.weight for source in sources if source.weight is not None]
+    if weights:
+        epochs = epochs_from_weights(num_items, weights)
+    return tuple(SourceShare(num, epochs=each) for num, each in zip(num_items, epochs, strict=True))
+
+
+def _joined_plan(plans: Sequence[PackPlan | None]) -> PackPlan | None:
+    """One plan of the plans of sources that stand behind one another."""
+    whole = [plan for plan in plans if plan is not None]
+    if len(whole) < 2:
+        return whole[0] if whole else None
+    first_items = np.cumsum([0, *(len(plan.items_N) for plan in whole)])
+    return PackPlan(
+        np.concatenate([plan.items_N + first for plan, first in zip(whole, first_items, strict=False)]),
+        np.concatenate([[0], *(plan.bounds_P1[1:] + first for plan, first in zip(whole, first_items, strict=False))]),
+        fill=sum(plan.fill * len(plan) for plan in whole) / sum(map(len, whole)),
+    )
 
 
 def _plan_of(data: TokenizedDataset, *, capacity: int, method: Method) -> PackPlan:
