@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from primus.config.schema import (
     DataKeys,
+    DataSource,
     LoraConfig,
     ModelKeys,
     OptimizationKeys,
@@ -54,11 +55,16 @@ def describe_keys() -> Sequence[KeyDescription]:
     return keys + _describe(LoraConfig, prefix="lora.")
 
 
+def describe_source_keys() -> Sequence[KeyDescription]:
+    """Return every key of one of the `sft_sources`, in the order of the schema."""
+    return _describe(DataSource)
+
+
 def keys_as_markdown() -> str:
     """Return the table of all keys that `docs/CONFIGURATION.md` holds, a heading for each group."""
     lines: list[str] = []
     group = None
-    for key in describe_keys():
+    for key in (*describe_keys(), *describe_source_keys()):
         if key.group != group:
             group = key.group
             lines += ["", f"### {group}", "", "| key | type | default | |", "|---|---|---|---|"]
@@ -100,6 +106,8 @@ def _type(annotation: Any) -> str:
         return "mapping"
     if origin is tuple:
         return f"list of {_type(arguments[0])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "mappings"
     names = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path", NoneType: "null"}
     return names[annotation]
 

@@ -47,11 +47,40 @@ def broken_rules(trainer: TrainerConfig, *, wrong: frozenset[str]) -> Sequence[t
     return [(rule, complaint) for rule in asked if (complaint := rule.complaint(trainer)) is not None]
 
 
-@_rule("sft_dataset_name")
+@_rule("sft_dataset_name", "sft_sources")
 def _some_data(t: TrainerConfig) -> str | None:
-    if t.sft_dataset_name:
+    if t.sft_dataset_name and t.sft_sources:
+        return "is given, and sft_sources too; keep one, and move the files of the other into it"
+    if t.sft_dataset_name or t.sft_sources:
         return None
     return "is missing; give the file or files to train on, for example sft_dataset_name=train.jsonl"
+
+
+@_rule("sft_sources")
+def _shares_of_one_kind(t: TrainerConfig) -> str | None:
+    shares = [(source.epochs is not None, source.weight is not None) for source in t.sft_sources]
+    if (True, True) in shares:
+        return f"source {shares.index((True, True)) + 1} has epochs and weight; keep one of them"
+    weighted = [has_weight for _, has_weight in shares]
+    if any(weighted) and not all(weighted):
+        return f"source {weighted.index(False) + 1} has no weight, and others have; give each a weight, or each epochs"
+    return None
+
+
+@_rule("sft_sources", "sft_dataset_split", "sft_source_format", "sft_messages_field", "sft_validation_split")
+def _sources_speak_for_themselves(t: TrainerConfig) -> str | None:
+    if not t.sft_sources:
+        return None
+    own = {
+        "sft_dataset_split": t.sft_dataset_split != "train",
+        "sft_source_format": t.sft_source_format != "auto",
+        "sft_messages_field": t.sft_messages_field != "messages",
+        "sft_validation_split": t.sft_validation_split is not None,
+    }
+    names = [name for name, is_given in own.items() if is_given]
+    if not names:
+        return None
+    return f"each source says for itself what {' and '.join(names)} would say for all; take that out"
 
 
 @_rule("tokenizer_model")
@@ -168,6 +197,27 @@ def _packed_sequences_are_of_one_length(t: TrainerConfig) -> str | None:
         f"{t.sft_length_bucket} sorts conversations by length, and packed sequences (sft_packing {t.packing}) have one;"
         " set it to 0"
     )
+
+
+@_rule("sft_shuffle_buffer", "sft_streaming")
+def _only_streams_have_a_buffer(t: TrainerConfig) -> str | None:
+    if t.sft_streaming or t.sft_shuffle_buffer is None:
+        return None
+    return "is for sft_streaming, which is off; prepared data is shuffled as a whole, so set this to null"
+
+
+@_rule("sft_streaming", "sft_sources", "sft_validation_fraction", "sft_length_bucket", "sft_num_epochs")
+def _streams_see_a_part_at_a_time(t: TrainerConfig) -> str | None:
+    instead = {
+        "sft_sources": (bool(t.sft_sources), "name files with sft_dataset_name"),
+        "sft_validation_fraction": (t.sft_validation_fraction > 0, "name files to validate on"),
+        "sft_length_bucket": (t.sft_length_bucket > 0, "pack sequences (sft_packing)"),
+        "sft_num_epochs": (t.sft_num_epochs is not None, "give train_iters"),
+    }
+    given = {name: remedy for name, (is_given, remedy) in instead.items() if is_given}
+    if not t.sft_streaming or not given:
+        return None
+    return f"true excludes {' and '.join(given)}, which need all the data at once; {' and '.join(given.values())}"
 
 
 @_rule("train_iters", "sft_num_epochs")

@@ -122,6 +122,31 @@ class ModelKeys(_Section):
     """Rows of the embedding before padding; null takes it from the tokenizer."""
 
 
+SourceFormatName = Literal[
+    "auto", "anthropic", "llamafactory", "openai", "sharegpt", "xtuner", "tooltalk", "swe_agent", "oasst", "turns",
+    "hh", "alpaca", "prompt_completion", "questions",
+]  # fmt: skip
+
+
+class DataSource(_Section):
+    """One of several sources that are mixed."""
+
+    dataset_name: str | tuple[str, ...]
+    """A file, a folder of splits, a pattern with `*`, or several of these."""
+    split: str = "train"
+    """The split of a folder that is trained on."""
+    epochs: PositiveFloat | None = None
+    """How often each training sequence of the source comes in an epoch of the mixture; null means once."""
+    weight: PositiveFloat | None = None
+    """Share of the mixture's training sequences, in proportion to those of the other sources; instead of `epochs`."""
+    loss_weight: PositiveFloat = 1.0
+    """Factor of the loss of everything in the source."""
+    source_format: SourceFormatName = "auto"
+    """Format of the source's rows."""
+    messages_field: str | tuple[str, ...] = "messages"
+    """Field, or fields, with a row's messages."""
+
+
 class DataKeys(_Section):
     """What is trained on, and which of its tokens are targets."""
 
@@ -129,6 +154,9 @@ class DataKeys(_Section):
     """A folder or name for `AutoTokenizer`, a `tokenizer.json`, or a SentencePiece `.model`."""
     sft_dataset_name: str | tuple[str, ...] | None = None
     """One or several data files, or a folder that holds one file per split (`train.jsonl`, `validation.jsonl`)."""
+    sft_sources: tuple[DataSource, ...] = ()
+    """Several sources that are mixed, instead of `sft_dataset_name`: each with `dataset_name`, and where wanted
+    `epochs` or `weight`, `loss_weight`, `split`, `source_format` and `messages_field`."""
     sft_dataset_split: str = "train"
     """The split of a folder that is trained on."""
     sft_validation_dataset_name: str | tuple[str, ...] | None = None
@@ -139,10 +167,7 @@ class DataKeys(_Section):
     """Share of the rows held out for validation; conversations with the same first question are on the same side."""
     sft_messages_field: str | tuple[str, ...] = "messages"
     """The field, or fields, of a row that hold its messages; rows without one of them are of another format."""
-    sft_source_format: Literal[
-        "auto", "anthropic", "llamafactory", "openai", "sharegpt", "xtuner", "tooltalk", "swe_agent", "oasst", "turns",
-        "hh", "alpaca", "prompt_completion", "questions",
-    ] = "auto"  # fmt: skip
+    sft_source_format: SourceFormatName = "auto"
     """The format of the rows, as in docs/DATA_FORMATS.md; `auto` recognises that of each row."""
     sft_conversation_format: Literal[
         "openai", "messages", "chatml", "alpaca", "template", "llama3", "qwen", "mistral", "gemma", "phi"
@@ -168,6 +193,10 @@ class DataKeys(_Section):
     """What happens to a conversation longer than `seq_length`; `window` makes several sequences of it."""
     sft_bad_rows: Literal["error", "quarantine"] = "error"
     """Stop at bad rows, or write them with their reasons to a file and train the rest."""
+    sft_streaming: bool = False
+    """Read, tokenize and pack while training instead of preparing first, for data that is read only once."""
+    sft_shuffle_buffer: NonNegativeInt | None = None
+    """With `sft_streaming`, sequences that wait to be shuffled; null means 10,000, 0 keeps the order of the files."""
     sft_cache_dir: Path | None = None
     """Folder of prepared data sets, each under the hash of all it depends on; null takes `<workspace>/prepared`."""
     sft_add_bos: bool | None = None

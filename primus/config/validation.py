@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
@@ -45,7 +45,7 @@ def validate_section(section: Section, model: type[BaseModel]) -> Validated:
             values[key] = adapters[key].validate_python(plain_data(node))
         except ValidationError as error:
             wrong.add(key)
-            problems.extend(_describe(section, key, error.errors()))
+            problems.extend(_describe(section, key, error.errors(), model=model))
     return Validated(values, problems, frozenset(wrong))
 
 
@@ -57,9 +57,13 @@ def _adapters(model: type[BaseModel]) -> Mapping[str, TypeAdapter[Any]]:
     }
 
 
-def _describe(section: Section, key: str, errors: Sequence[ErrorDetails]) -> list[str]:
+def _describe(section: Section, key: str, errors: Sequence[ErrorDetails], *, model: type[BaseModel]) -> list[str]:
     by_place: dict[str, list[ErrorDetails]] = defaultdict(list)
+    problems = []
     for error in errors:
+        if _is_of_element(error):
+            problems.append(_describe_in_list(section, key, error, known=_keys_of_elements(model, key)))
+            continue
         # pydantic's path goes on with the branch of a union or the index of a list; stop where the tree stops.
         place = key
         for name in error["loc"]:
@@ -67,12 +71,36 @@ def _describe(section: Section, key: str, errors: Sequence[ErrorDetails]) -> lis
                 break
             place = f"{place}.{name}"
         by_place[place].append(error)
-    problems = []
     for place, found in by_place.items():
         node = section.find(place)
         assert node is not None
         problems.append(f"{node.origin}: {place}: {node} {_complaint(str(node), found)}")
     return problems
+
+
+def _is_of_element(error: ErrorDetails) -> bool:
+    """Whether an error is inside of a mapping in a list."""
+    return len(error["loc"]) > 1 and isinstance(error["loc"][0], int) and isinstance(error["loc"][1], str)
+
+
+def _describe_in_list(section: Section, key: str, error: ErrorDetails, *, known: Sequence[str]) -> str:
+    node = section.find(key)
+    assert node is not None
+    index, name = error["loc"][:2]
+    place = f"{node.origin}: {key}[{index}].{name}:"
+    if error["type"] == "missing":
+        return f"{place} is missing; write it"
+    if error["type"] == "extra_forbidden":
+        similar = nearest(str(name), known)
+        advice = f"did you mean {similar!r}?" if similar else f"there are {', '.join(known)}"
+        return f"{place} is no key; {advice}"
+    return f"{place} {error['input']!r:.80} {_complaint(str(error['input']), [error])}"
+
+
+def _keys_of_elements(model: type[BaseModel], key: str) -> Sequence[str]:
+    """The keys that the mappings in a list may have."""
+    element = get_args(model.model_fields[key].annotation)[0]
+    return list(element.model_fields)
 
 
 def _complaint(value: str, errors: Sequence[ErrorDetails]) -> str:

@@ -40,6 +40,7 @@ class TokenizedDataset(SequenceShards):
 
     Attributes:
         ledger: What became of every row that was read.
+        digests: The digest of each shard.
         fingerprint: Hash of the tokens and of what is trained of them.
     """
 
@@ -48,8 +49,28 @@ class TokenizedDataset(SequenceShards):
     ) -> None:
         super().__init__(shards)
         self.ledger = ledger
-        self.fingerprint = fingerprint_of(
-            [shard.digest() for shard in self.shards] if digests is None else digests, num_sequences=len(self)
+        self.digests = tuple([shard.digest() for shard in self.shards] if digests is None else digests)
+        self.fingerprint = fingerprint_of(self.digests, num_sequences=len(self))
+
+    @classmethod
+    def joined(cls, parts: Sequence["TokenizedDataset"]) -> "TokenizedDataset":
+        """The sequences of several data sets, one behind another.
+
+        Args:
+            parts: The data sets; a ledger that two of them share is counted once.
+
+        Returns:
+            A data set of all of them; the only one itself.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        ledger = Ledger()
+        for each in {id(part.ledger): part.ledger for part in parts}.values():
+            ledger.add(each)
+        return TokenizedDataset(
+            [shard for part in parts for shard in part.shards],
+            ledger=ledger,
+            digests=[digest for part in parts for digest in part.digests],
         )
 
 

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from primus.chat.conversations import SourceOptions
 from primus.chat.formats import AUTO, FORMATS
-from primus.config.schema import DataKeys
+from primus.config.schema import DataKeys, DataSource
 from primus.sft.encoding import SuperviseTurns
 from primus.sft.truncation import Truncation
 from primus.sft.weighting import LossNormalizer, TurnSchedule
@@ -78,11 +78,12 @@ class EncodingOptions:
         return SourceOptions(format=self.source_format, messages_field=self.messages_field)
 
 
-def build_options(keys: DataKeys) -> EncodingOptions:
+def build_options(keys: DataKeys, source: DataSource | None = None) -> EncodingOptions:
     """The options that the keys of a run ask for.
 
     Args:
         keys: The keys.
+        source: One of several sources; None if there is one.
 
     Returns:
         The options.
@@ -93,12 +94,13 @@ def build_options(keys: DataKeys) -> EncodingOptions:
         supervise_turns=keys.sft_supervise_turns,
         truncation=keys.sft_truncation,
         bad_rows=keys.sft_bad_rows,
-        messages_field=keys.sft_messages_field,
-        source_format=keys.sft_source_format,
+        messages_field=keys.sft_messages_field if source is None else source.messages_field,
+        source_format=keys.sft_source_format if source is None else source.source_format,
         add_bos=keys.sft_add_bos,
         add_eos=keys.sft_add_eos,
         schedule=TurnSchedule(
             kind=keys.sft_turn_schedule, **{name: value for name, value in parameters.items() if value is not None}
         ),
         loss_normalizer=keys.sft_loss_normalizer,
+        loss_weight=1.0 if source is None else source.loss_weight,
     )

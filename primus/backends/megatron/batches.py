@@ -130,14 +130,14 @@ def read_micro_batch(
     longest = int(num_positions_B.max())
     length = min(-(-longest // pad_to_multiple_of) * pad_to_multiple_of, dataset.max_seq_length)
     targets = dataset.batch(batch_B, length=length)
-    weights_P = torch.from_numpy(targets.loss_mask_BS).t().flatten()
-    target_positions_N = weights_P.nonzero().squeeze(1)
+    places_N = np.flatnonzero(targets.loss_mask_BS)
+    rows_N, columns_N = np.divmod(places_N, length)
     tensors = {
         "input_ids_BS": torch.from_numpy(targets.input_ids_BS),
         "position_ids_BS": torch.from_numpy(targets.position_ids_BS),
-        "target_positions_N": target_positions_N,
-        "labels_N": torch.from_numpy(targets.labels_BS).t().flatten()[target_positions_N],
-        "weights_N": weights_P[target_positions_N],
+        "target_positions_N": torch.from_numpy(columns_N * len(batch_B) + rows_N),
+        "labels_N": torch.from_numpy(targets.labels_BS.ravel()[places_N]),
+        "weights_N": torch.from_numpy(targets.loss_mask_BS.ravel()[places_N]),
     }
     if pin_memory:
         tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
@@ -168,8 +168,10 @@ def hash_of(targets: PackedTargets, num_positions_B: IntArray, places_B: IntArra
     total = 0
     for row, (num_positions, place) in enumerate(zip(num_positions_B.tolist(), places_B.tolist(), strict=True)):
         digest = hashlib.blake2b(digest_size=HASH_BITS // 8, salt=place.to_bytes(8, "little"))
-        for array_BS in (targets.input_ids_BS, targets.labels_BS, targets.loss_mask_BS):
-            digest.update(array_BS[row, :num_positions])
+        for tokens_BS in (targets.input_ids_BS, targets.labels_BS):
+            # As they are stored; half as much to hash.
+            digest.update(tokens_BS[row, :num_positions].astype(np.int32))
+        digest.update(targets.loss_mask_BS[row, :num_positions])
         digest.update(targets.segments_C2[rows_C == row] - row * length)
         total += int.from_bytes(digest.digest(), "little")
     return total % HASHES

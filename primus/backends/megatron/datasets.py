@@ -11,6 +11,7 @@ from primus.backends.megatron.core.datasets.training_sequences import Source
 from primus.config.schema import DataSource, TrainConfig
 from primus.sft.options import build_options
 from primus.sft.prepared import cache_dir_of, jobs_of_run, open_prepared, prepare_or_wait
+from primus.sft.prepared.manifest import QUARANTINE
 from primus.sft.shards import ShardJob
 from primus.sft.sources import TRAIN_SPLIT, VALIDATION_SPLIT
 from primus.sft.tokenizer import SFTTokenizer
@@ -67,7 +68,7 @@ def build_datasets(
     )
     held_out = dict.fromkeys(names, VALIDATION_SPLIT) if keys.sft_validation_fraction > 0 else {}
     if VALIDATION_SPLIT in jobs:
-        held_out = {VALIDATION_SPLIT: TRAIN_SPLIT}
+        held_out = {VALIDATION_SPLIT: VALIDATION_SPLIT}
     if not held_out:
         return train, None
     validation = SFTDataset.from_tokenized(
@@ -89,8 +90,8 @@ def _copy_quarantine(folders: dict[str, Path], *, to: Path) -> None:
     """Put the rows that are not valid where the run's output is; a file of an earlier run goes away."""
     for name in {TRAIN_SPLIT, VALIDATION_SPLIT, *folders}:
         target = to / f"{name.replace(' ', '_')}.jsonl"
-        source = open_prepared(folders[name]).quarantine_path if name in folders else None
-        if source is None:
+        source = folders[name] / QUARANTINE if name in folders else None
+        if source is None or not source.exists():
             target.unlink(missing_ok=True)
             continue
         to.mkdir(parents=True, exist_ok=True)
