@@ -4,7 +4,7 @@
 N: sequences. T: tokens of all of them. K: their token spans.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -313,13 +313,24 @@ class ShardJob(Job[ConversationBatch, EncodedBatch]):
 
     def start(self) -> Callable[[ConversationBatch], EncodedBatch]:
         """Load the tokenizer."""
+        return self.build().encode
+
+    def build(self, encoder: Encoder | None = None) -> ShardEncoder:
+        """What encodes batches.
+
+        Args:
+            encoder: The formatter and the tokenizer of the recipe, if they are loaded.
+
+        Returns:
+            The encoder of batches.
+        """
         assert self.recipe.max_seq_length is not None, "a training sequence has a length"
         return ShardEncoder(
-            self.recipe.build(),
+            encoder or self.recipe.build(),
             max_seq_length=self.recipe.max_seq_length,
             outcome=self.outcome,
             validation_fraction=self.validation_fraction,
-        ).encode
+        )
 
 
 def file_groups(files: Sequence[Path]) -> list[tuple[Path, ...]]:
@@ -356,11 +367,26 @@ def shard_batches(files: Sequence[Path], source: SourceOptions) -> Iterator[tupl
     Yields:
         Number of the shard, from 0 and never decreasing, and the batch.
     """
+    yield from number_shards(files, read_batches(files, source))
+
+
+def number_shards(
+    files: Sequence[Path], batches: Iterable[ConversationBatch]
+) -> Iterator[tuple[int, ConversationBatch]]:
+    """Batches with the numbers of their shards.
+
+    Args:
+        files: Data files: all of them, or a group that `file_groups` gives.
+        batches: Their batches.
+
+    Yields:
+        Number of the shard, counted from 0, and the batch.
+    """
     starts = {group[0] for group in file_groups(files)}
     rest = iter(files)
     path: str | None = None
     shard, num_batches = -1, 0
-    for batch in read_batches(files, source):
+    for batch in batches:
         is_first_of_group = batch.rows.path != path and next(rest) in starts
         path = batch.rows.path
         if is_first_of_group or num_batches == BATCHES_PER_SHARD:

@@ -4,7 +4,8 @@
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -76,6 +77,9 @@ def run(arguments: Sequence[str]) -> int:
     for name, job in jobs.items():
         if len(jobs) > 1:
             print(f"{name} data:")
+        if options.ray is not None and not options.explain:
+            _prepare_on_ray(job, options.ray, lambda plan: options.out or prepared_folder(cache_dir, plan.key))
+            continue
         plan = plan_preparation(job, cache_dir=cache_dir if options.out is None else None, on_message=_say)
         folder = options.out or prepared_folder(cache_dir, plan.key)
         if options.explain:
@@ -95,6 +99,12 @@ def _parser() -> CommandParser:
     group = parser.add_argument_group("where")
     group.add_argument("--out", type=Path, metavar="DIR", help="the folder of the data set; without it, the cache")
     group.add_argument("--cache-dir", type=Path, metavar="DIR", help="the cache, for data files (output/prepared)")
+    group.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="prepare on a Ray cluster: auto, ray://HOST:PORT, or local for one of this machine; all its machines see"
+        " the files and the folder under the same paths",
+    )
     group.add_argument("--explain", action="store_true", help="say what is there and what differs, and do no more")
     return parser
 
@@ -129,8 +139,25 @@ def _prepare(plan: Plan, folder: Path, *, num_workers: int) -> None:
     if (manifest := find_prepared(plan, folder)) is not None:
         print("\n".join([f"{folder}: is prepared already", *_content_lines(manifest)]))
         return
-    total_bytes = sum(source.num_bytes for source in plan.sources)
     started_s = time.monotonic()
+    with _shown_progress(sum(source.num_bytes for source in plan.sources)) as show:
+        manifest = prepare(plan, folder, num_workers=num_workers, on_progress=show, on_message=_say)
+    _print_summary(plan, manifest, folder, duration_s=time.monotonic() - started_s)
+
+
+def _prepare_on_ray(job: ShardJob, address: str, find_folder: Callable[[Plan], Path]) -> None:
+    from primus.sft.prepared.ray_cluster import RayPreparation
+
+    started_s = time.monotonic()
+    cluster = RayPreparation(address, on_message=_say)
+    num_bytes = sum(file.stat().st_size for file in job.recipe.files if file.is_file())
+    with cluster.connected(), _shown_progress(num_bytes) as show:
+        plan, manifest = cluster.prepare(job, find_folder, on_progress=show)
+    _print_summary(plan, manifest, find_folder(plan), duration_s=time.monotonic() - started_s)
+
+
+@contextmanager
+def _shown_progress(total_bytes: int) -> Iterator[Callable[[Progress], None]]:
     num_rows = 0
     with RowProgress("prepared", total_bytes=total_bytes) as bar:
 
@@ -139,9 +166,11 @@ def _prepare(plan: Plan, folder: Path, *, num_workers: int) -> None:
             bar.advance(progress.num_rows - num_rows, bytes_done=progress.num_bytes)
             num_rows = progress.num_rows
 
-        manifest = prepare(plan, folder, num_workers=num_workers, on_progress=show, on_message=_say)
-    duration_s = time.monotonic() - started_s
-    rate = f"{total_bytes / 1e6 / duration_s:.1f} MB/s"
+        yield show
+
+
+def _print_summary(plan: Plan, manifest: Manifest, folder: Path, *, duration_s: float) -> None:
+    rate = f"{sum(source.num_bytes for source in plan.sources) / 1e6 / duration_s:.1f} MB/s"
     print(f"{folder}: prepared {manifest.ledger['num_rows']:,} rows in {duration_s:.1f} s ({rate})")
     print("\n".join([*_content_lines(manifest), *read_ledger(folder).lines()]))
 

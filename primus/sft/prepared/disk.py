@@ -64,17 +64,18 @@ def write_file(path: Path, buffers: Iterable[Any]) -> FileFacts:
     return FileFacts(num_bytes, digest.hexdigest())
 
 
-def replace_file(path: Path, buffers: Iterable[Any]) -> FileFacts:
+def replace_file(path: Path, buffers: Iterable[Any], *, writer: str = "") -> FileFacts:
     """Write a file beside its name, and give it the name when all of it is on the disk.
 
     Args:
         path: The file.
         buffers: Its content.
+        writer: Who writes, where several may write the same.
 
     Returns:
         What was written.
     """
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}{writer}.part")
     facts = write_file(part, buffers)
     part.replace(path)
     sync_folder(path.parent)

@@ -165,14 +165,15 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_sealed(folder / MANIFEST, manifest.to_dict())
 
 
-def write_sealed(path: Path, document: dict[str, Any]) -> None:
+def write_sealed(path: Path, document: dict[str, Any], *, writer: str = "") -> None:
     """Write plain data with the digest of their text.
 
     Args:
         path: The file; written beside and renamed.
         document: The data.
+        writer: Who writes, where several may write the same.
     """
-    replace_file(path, [_sealed(document)])
+    replace_file(path, [_sealed(document)], writer=writer)
 
 
 def read_sealed(path: Path, build: Callable[[dict[str, Any]], _Content]) -> _Content:

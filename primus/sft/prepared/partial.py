@@ -17,7 +17,7 @@ from typing import Any
 
 from primus.errors import DataError
 from primus.sft.ledger import Ledger
-from primus.sft.prepared.disk import FileFacts, facts_of, sync_folder, write_file
+from primus.sft.prepared.disk import FileFacts, facts_of, replace_file, sync_folder
 from primus.sft.prepared.manifest import (
     LEDGER,
     MANIFEST,
@@ -90,13 +90,16 @@ class PartialFolder:
 
     Args:
         path: The folder.
+        writer: A name of this process, where processes of other machines may write the same shard: it gets its name
+            when it is whole, and then has the same bytes whoever wrote it.
 
     Attributes:
         path: The folder.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, writer: str = "") -> None:
         self.path = path
+        self._writer = writer
 
     def open(self, key: str, stamps: Sequence[Stamp]) -> dict[int, ShardRecord]:
         """Make the folder, or take over what a process has left there.
@@ -148,10 +151,11 @@ class PartialFolder:
         Returns:
             The folder.
         """
-        folder = self.path / shard_folder(split, number)
+        folder = self._unnamed(split, number)
         if folder.exists():
             shutil.rmtree(folder)
-        folder.mkdir(parents=True)
+        folder.parent.mkdir(exist_ok=True)  # the one above it is gone if another process has finished everything
+        folder.mkdir()
         return folder
 
     def write_bad_rows(self, number: int, bad_rows: Sequence[BadRow]) -> FileFacts | None:
@@ -168,9 +172,8 @@ class PartialFolder:
             return None
         path = self.quarantine_path(number)
         path.parent.mkdir(exist_ok=True)
-        return write_file(
-            path, (quarantine_line(bad.row, reason=bad.reason, error=bad.error).encode() for bad in bad_rows)
-        )
+        lines = (quarantine_line(bad.row, reason=bad.reason, error=bad.error).encode() for bad in bad_rows)
+        return replace_file(path, lines, writer=self._writer)
 
     def finish_shard(self, number: int, record: ShardRecord) -> None:
         """Write the record of a shard whose files are on the disk.
@@ -184,19 +187,24 @@ class PartialFolder:
             sync_folder((self.path / shard_folder(split, number)).parent)
         write_sealed(self._record_path(number), record.to_dict())
 
+    def record(self, number: int) -> ShardRecord:
+        """The record of a shard that was finished by another process a moment ago."""
+        return read_sealed(self._record_path(number), ShardRecord.from_dict)
+
     def remove_shard(self, number: int, splits: Sequence[str]) -> None:
         """Remove the files of a shard that is not finished, so that they take no room."""
         for split in splits:
-            shutil.rmtree(self.path / shard_folder(split, number), ignore_errors=True)
-        self.quarantine_path(number).unlink(missing_ok=True)
-        self._record_path(number).with_suffix(".json.part").unlink(missing_ok=True)
+            shutil.rmtree(self._unnamed(split, number), ignore_errors=True)
+        for path in (self.quarantine_path(number), self._record_path(number)):
+            path.with_name(f"{path.name}{self._writer}.part").unlink(missing_ok=True)
 
     def remove_surplus(self, num_shards: int) -> None:
         """Remove what only the preparation needs, and shards that no data belong to."""
         for name in (RECORDS, QUARANTINES):
             shutil.rmtree(self.path / name, ignore_errors=True)
+        known = {Path(shard_folder("", number)).name for number in range(num_shards)}
         for path in self.path.glob("*/shard-*"):
-            if int(path.name.rpartition("-")[2]) >= num_shards:
+            if path.name not in known:
                 shutil.rmtree(path)
         (self.path / STATE).unlink(missing_ok=True)
 
@@ -207,6 +215,9 @@ class PartialFolder:
     def remove(self) -> None:
         """Remove everything."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def _unnamed(self, split: str, number: int) -> Path:
+        return self.path / f"{shard_folder(split, number)}{self._writer}"
 
     def _record_path(self, number: int) -> Path:
         return self.path / RECORDS / f"{number:05}.json"

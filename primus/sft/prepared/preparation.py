@@ -42,11 +42,14 @@ from primus.sft.prepared.source_files import (
 )
 from primus.sft.prepared.source_memo import describe_sources_once
 from primus.sft.recipe import Encoder
-from primus.sft.shards import EncodedBatch, ShardEncoder, ShardJob, shard_batches
+from primus.sft.shards import EncodedBatch, ShardJob, shard_batches
 from primus.sft.workers import map_batches
 
 BYTES_PER_WORKER = 16 << 20
 """Of data files for each process beyond this one; with less, starting it takes longer than the work."""
+
+
+Describe = Callable[[Sequence[Path]], list[SourceFacts]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,11 @@ class Plan:
 
 
 def plan_preparation(
-    job: ShardJob, *, cache_dir: Path | None = None, on_message: Callable[[str], None] = lambda _: None
+    job: ShardJob,
+    *,
+    cache_dir: Path | None = None,
+    on_message: Callable[[str], None] = lambda _: None,
+    describe: Describe = describe_sources,
 ) -> Plan:
     """Find out what a data set depends on: reads all its sources, and loads the tokenizer.
 
@@ -94,6 +101,7 @@ def plan_preparation(
         job: How rows become sequences.
         cache_dir: Where the content of sources that have not changed is remembered; None reads them all.
         on_message: Is told which process reads them while this one waits.
+        describe: Reads them, where nothing is remembered.
 
     Returns:
         The plan.
@@ -107,7 +115,7 @@ def plan_preparation(
     stamps, strict_stamps = (tuple(stamps_of(files, is_strict=is_strict)) for is_strict in (False, True))
     with ThreadPoolExecutor(1) as thread:
         sources = (
-            thread.submit(describe_sources, files)
+            thread.submit(describe, files)
             if cache_dir is None
             else thread.submit(describe_sources_once, files, cache_dir, on_message=on_message)
         )
@@ -179,6 +187,28 @@ def prepare(
         DataError: If rows are not valid and may not be, a source changes while it is read, the disk is full or can't be
             written, or something else lies in the folder's place.
     """
+    return prepare_by(
+        lambda partial: _Preparation(plan, partial, on_message).run(num_workers, on_progress),
+        plan,
+        folder,
+        on_message=on_message,
+    )
+
+
+def prepare_by(
+    work: Callable[[PartialFolder], Manifest], plan: Plan, folder: Path, *, on_message: Callable[[str], None]
+) -> Manifest:
+    """Prepare a data set by other means than the processes of this machine; otherwise as `prepare` does.
+
+    Args:
+        work: Fills the partial folder, as `finish` leaves it.
+        plan: What is to be prepared.
+        folder: The folder of the data set.
+        on_message: Is told what is waited for.
+
+    Returns:
+        The manifest of the data set.
+    """
     found = find_prepared(plan, folder)
     if found is not None:
         return found
@@ -189,7 +219,7 @@ def prepare(
         partial = PartialFolder(folder.with_name(f"{folder.name}.partial"))
         manifest = partial.manifest(plan.key)
         if manifest is None:
-            manifest = _Preparation(plan, partial, on_message).run(num_workers, on_progress)
+            manifest = work(partial)
         with disk_errors(folder, rest=KEPT):
             partial.remove_surplus(max(map(len, manifest.splits.values())))
             sync_folder(partial.path)
@@ -298,25 +328,20 @@ class _Preparation:
         num_bytes = sum(source.num_bytes for source in self._plan.sources)
         num_workers = min(num_workers, 1 + num_bytes // BYTES_PER_WORKER)
         if num_workers == 1:
-            job, length = self._plan.job, self._plan.job.recipe.max_seq_length
-            assert length is not None, "a training sequence has a length"
-            encoder = ShardEncoder(
-                self._plan.encoder,
-                max_seq_length=length,
-                outcome=job.outcome,
-                validation_fraction=job.validation_fraction,
-            )
-            return map(encoder.encode, batches)
+            return map(self._plan.job.build(self._plan.encoder).encode, batches)
         return map_batches(self._plan.job, batches, num_workers=num_workers)
 
 
-def finish(plan: Plan, partial: PartialFolder, records: Sequence[ShardRecord]) -> Manifest:
+def finish(
+    plan: Plan, partial: PartialFolder, records: Sequence[ShardRecord], *, describe: Describe = describe_sources
+) -> Manifest:
     """Write what belongs to the whole data set, when all its shards are there.
 
     Args:
         plan: What is prepared.
         partial: The folder with the shards.
         records: What each of them holds.
+        describe: Reads the sources once more.
 
     Returns:
         The manifest.
@@ -328,7 +353,7 @@ def finish(plan: Plan, partial: PartialFolder, records: Sequence[ShardRecord]) -
     for record in records:
         ledger.add(record.ledger)
     files = plan.job.recipe.files
-    sources = describe_sources(files)
+    sources = describe(files)
     try:
         refuse_changed(plan.sources, plan.stamps, sources, files)
         num_problems = sum(record.num_problems for record in records)
