@@ -78,6 +78,13 @@ from tests.unit_tests.config.conftest import RUN, Problems, Write
                 "this to null"
             ),
         ),
+        (
+            "sft_shuffle_buffer=0",
+            (
+                "sft_shuffle_buffer: is for sft_streaming, which is off; prepared data is shuffled as a whole, so set "
+                "this to null"
+            ),
+        ),
         ("train_iters=null", "train_iters: neither train_iters nor sft_num_epochs is given; give one of them"),
         (
             "sft_num_epochs=2.5 train_iters=10",
@@ -180,6 +187,17 @@ def test_sequence_parallelism_needs_tensor_parallelism() -> None:
     ]
     together = trainer.model_copy(update={"tensor_model_parallel_size": 2})
     assert not broken_rules(together, wrong=frozenset())
+
+
+def test_streams_exclude_what_needs_all_the_data_at_once() -> None:
+    trainer = load_config("run.yaml").trainer.model_copy(update={"sft_streaming": True, "sft_shuffle_buffer": 9})
+    assert not broken_rules(trainer, wrong=frozenset())
+    more = {"sft_validation_fraction": 0.1, "sft_length_bucket": 8, "sft_num_epochs": 2.0, "train_iters": None}
+    [(_, complaint)] = broken_rules(trainer.model_copy(update=more), wrong=frozenset())
+    assert complaint == (
+        "true excludes sft_validation_fraction and sft_length_bucket and sft_num_epochs, which need all the data at"
+        " once; name files to validate on and pack sequences (sft_packing) and give train_iters"
+    )
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.complaint.__name__)
