@@ -88,13 +88,23 @@ class FastTokenizer(SFTTokenizer):
         self._clean_cuts = {
             token_id for token_id, token in added.items() if not (token.lstrip or token.normalized or token.single_word)
         }
-        self._token_bytes = _token_bytes(vocab, added) if isinstance(official.decoder, decoders.ByteLevel) else None
         self._num_chars = 0
-        self._num_bytes_V = np.array([len(word) for word in self._token_bytes or ()], dtype=np.int64)
         self._twins: dict[int, tuple[Tokenizer, Mapping[int, str]]] = {}
         self._continuations: dict[int, Tokenizer] = {}
         facts = repr((sorted(self.control_tokens.items()), self.bos_id, self.eos_id, self.pad_id))
         self.fingerprint = hashlib.blake2b((pipeline + facts).encode(), digest_size=16).hexdigest()
+
+    @cached_property
+    def _token_bytes(self) -> list[bytes] | None:
+        """The bytes of every id of a byte-level vocabulary; None for another."""
+        if not isinstance(self._official.decoder, decoders.ByteLevel):
+            return None
+        vocab = self._official.get_vocab(with_added_tokens=True)
+        return _token_bytes(vocab, self._official.get_added_tokens_decoder())
+
+    @cached_property
+    def _num_bytes_V(self) -> IntArray:
+        return np.array([len(word) for word in self._token_bytes or ()], dtype=np.int64)
 
     @property
     def unknown_id(self) -> int:
