@@ -8,12 +8,14 @@ shuffling  sequences that wait, of which a random one is taken for each that com
 packing    packs of sequences that follow each other, where `OnlinePacker` is not asked for
 state      all there is to know for going on with the very next batch, as plain JSON data
 dataset    StreamingDataset, the endless stream of global batches
+indexed    IndexedStream, its packs by number, as a trainer asks a data set for them
 
 Every process that is given the same arguments sees the same global batches, so ranks take their parts of them, and
 their number changes nothing.
 """
 
 from primus.sft.streaming.dataset import StreamedBatch, StreamingDataset
+from primus.sft.streaming.indexed import IndexedStream
 from primus.sft.streaming.state import StreamState
 
-__all__ = ["StreamState", "StreamedBatch", "StreamingDataset"]
+__all__ = ["IndexedStream", "StreamState", "StreamedBatch", "StreamingDataset"]

@@ -125,6 +125,11 @@ class StreamingDataset:
         state: `StreamState.to_dict` of a batch; the stream goes on with the next one.
 
     Attributes:
+        max_seq_length: Positions of a training sequence, S.
+        global_batch_size: Packs of a global batch, G.
+        packing: How sequences share training sequences.
+        source: What the batches depend on, as plain JSON data.
+        num_batches: Global batches that were given out.
         ledger: What became of every row that was read in the first epoch.
 
     Raises:
@@ -160,11 +165,13 @@ class StreamingDataset:
                 raise ValueError(f"{what} is {number}, not at least {least}")
         self._files = tuple(files)
         self._sizes = _sizes(self._files)
-        self._batch_size = global_batch_size
+        self.max_seq_length = max_seq_length
+        self.global_batch_size = global_batch_size
+        self.packing = packing
         self._seed = seed
         self._bad_rows = bad_rows
         self._quarantine_path = quarantine_path
-        self._source = {
+        self.source = {
             "sft_dataset_name": [[str(file), size] for file, size in zip(self._files, self._sizes, strict=True)],
             "seed": seed,
             "seq_length": max_seq_length,
@@ -180,7 +187,7 @@ class StreamingDataset:
         self._incoming: deque[StreamedSequence] = deque()
         self._packs: deque[list[StreamedSequence]] = deque()
         self._open: Iterator[tuple[EncodedBatch, list[StreamedSequence]]] | None = None
-        self._num_batches = self._epoch = self._file = self._batch = self._num_sequences = 0
+        self.num_batches = self._epoch = self._file = self._batch = self._num_sequences = 0
         self._quarantine_bytes = 0
         self.ledger = Ledger()
         if state is not None:
@@ -199,13 +206,13 @@ class StreamingDataset:
                 has nothing to train on.
         """
         while True:
-            while len(self._packs) < self._batch_size:
+            while len(self._packs) < self.global_batch_size:
                 self._advance()
-            packs = [self._packs.popleft() for _ in range(self._batch_size)]
-            self._num_batches += 1
+            packs = [self._packs.popleft() for _ in range(self.global_batch_size)]
+            self.num_batches += 1
             parts = [one.arrays.between(one.at, one.at + 1) for pack in packs for one in pack]
             yield StreamedBatch(
-                SequenceArrays.concatenate(parts), bounds_of([len(pack) for pack in packs]), self._state()
+                SequenceArrays.concatenate(parts), bounds_of([len(pack) for pack in packs]), self.state()
             )
 
     def _advance(self) -> None:
@@ -283,10 +290,11 @@ class StreamingDataset:
         elif path.exists():
             os.truncate(path, min(self._quarantine_bytes, path.stat().st_size))
 
-    def _state(self) -> StreamState:
+    def state(self) -> StreamState:
+        """Where the stream is: the state of the newest batch, or that from which it goes on."""
         return StreamState(
-            source=self._source,
-            num_batches=self._num_batches,
+            source=self.source,
+            num_batches=self.num_batches,
             epoch=self._epoch,
             file=self._file,
             batch=self._batch,
@@ -301,9 +309,9 @@ class StreamingDataset:
         )
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        check_source(state, self._source, name=_NAME)
+        check_source(state, self.source, name=_NAME)
         sequence = read_sequences(state, self._reader.find, name=_NAME)
-        self._num_batches, self._epoch = state["num_batches"], state["epoch"]
+        self.num_batches, self._epoch = state["num_batches"], state["epoch"]
         self._file, self._batch = state["file"], state["batch"]
         self._quarantine_bytes = state["quarantine_bytes"]
         self._num_sequences = state["num_sequences"]
