@@ -183,9 +183,13 @@ class PartialFolder:
             record: What it holds.
         """
         for split in record.splits:
-            sync_folder(self.path / shard_folder(split, number))
-            sync_folder((self.path / shard_folder(split, number)).parent)
-        write_sealed(self._record_path(number), record.to_dict())
+            folder, unnamed = self.path / shard_folder(split, number), self._unnamed(split, number)
+            if unnamed != folder:
+                shutil.rmtree(folder, ignore_errors=True)
+                unnamed.rename(folder)
+            sync_folder(folder)
+            sync_folder(folder.parent)
+        write_sealed(self._record_path(number), record.to_dict(), writer=self._writer)
 
     def record(self, number: int) -> ShardRecord:
         """The record of a shard that was finished by another process a moment ago."""

@@ -155,6 +155,14 @@ def test_what_is_missing_is_said(
     assert capsys.readouterr().err.startswith(message)
 
 
+def test_a_cluster_needs_ray(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert prepare(source, "--out", tmp_path / "out", "--ray", "auto") == 2
+    assert capsys.readouterr().err.startswith("--ray: needs Ray (ray is not installed); install the extra: pip ")
+
+
 def test_verify_ends_with_1_and_a_line_for_each_wrong_file(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

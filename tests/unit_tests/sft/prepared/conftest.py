@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import primus.sft.prepared.preparation
+import primus.sft.prepared.ray_cluster
 import primus.sft.shards
 from primus.chat.conversations import SourceOptions, read_batches
 from primus.sft.options import EncodingOptions
@@ -60,7 +61,8 @@ def make_job(*files: Path, **changes: object) -> ShardJob:
 def use_small_shards(set_attribute: Callable[[object, str, object], None]) -> None:
     """Make shards of a few kilobytes, and start processes for them."""
     set_attribute(primus.sft.shards, "BATCHES_PER_SHARD", BATCHES_PER_SHARD)
-    set_attribute(primus.sft.shards, "read_batches", partial(read_batches, batch_bytes=BATCH_BYTES))
+    for module in (primus.sft.shards, primus.sft.prepared.ray_cluster):
+        set_attribute(module, "read_batches", partial(read_batches, batch_bytes=BATCH_BYTES))
     set_attribute(primus.sft.prepared.preparation, "BYTES_PER_WORKER", BATCH_BYTES)
 
 

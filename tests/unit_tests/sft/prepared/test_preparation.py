@@ -4,6 +4,7 @@
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,8 +18,11 @@ from primus.errors import DataError
 from primus.sft.dataset import TokenizedDataset, tokenize_files
 from primus.sft.ledger import VALIDATION
 from primus.sft.prepared import Progress, open_prepared, plan_preparation, prepare, verify
+from primus.sft.prepared.arrays import ARRAYS, INDEX, TOKENS
+from primus.sft.prepared.collected import CollectedShard
+from primus.sft.prepared.partial import PartialFolder
 from primus.sft.sequences import SequenceArrays
-from primus.sft.shards import ShardJob
+from primus.sft.shards import ShardJob, shard_batches
 from tests.unit_tests.sft.prepared.conftest import contents, make_job, write_conversations
 
 
@@ -323,3 +327,28 @@ def test_a_manifest_names_what_a_person_asks_for(prepared: Path) -> None:
     assert sum(shard["num_tokens"] for shard in shards) == data.num_tokens_N.sum()
     assert sum(shard["num_targets"] for shard in shards) == data.num_targets_N.sum()
     assert data.quarantine_path == prepared / "quarantine.jsonl"
+
+
+def test_two_processes_that_write_the_same_shard_leave_one_whole(conversations: Path, tmp_path: Path) -> None:
+    """As on a cluster whose machine was given up for lost, and was not."""
+    job = make_job(conversations)
+    encoder = job.build()
+    path = tmp_path / "out.partial"
+    PartialFolder(path).open("key", [])
+
+    def write(writer: str) -> None:
+        shard = CollectedShard(job)
+        for _, batch in shard_batches(job.recipe.files, job.recipe.source):
+            shard.add(encoder.encode(batch))
+        shard.write(PartialFolder(path, writer=writer), 0)
+
+    for writer in (".first", ".second"):
+        write(writer)
+        PartialFolder(path, writer=".lost").new_shard_folder("train", 0)
+    assert list(PartialFolder(path).open("key", [])) == [0]
+    PartialFolder(path).remove_surplus(1)
+    assert sorted(contents(path)) == [f"train/shard-00000/{name}" for name in (ARRAYS, TOKENS, INDEX)]
+    shutil.rmtree(path)
+    with pytest.raises(DataError, match=r"can't be written \(No such file or directory\)"):
+        write(".late")
+    assert not path.exists()
