@@ -221,3 +221,17 @@ def test_a_wrong_key_does_not_hide_a_broken_rule_of_others(problems: Problems) -
         "command line: num_attention_heads: 0 is not greater than 0; choose a larger value",
         "run.yaml:10: global_batch_size: 4 is not divisible by micro_batch_size, 3; change one of them",
     ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "packing"),
+    [
+        ("", "none"),
+        ("enable_packed_sequences=true", "best_fit"),
+        ("sft_packing=sequential", "sequential"),
+        ("enable_packed_sequences=true sft_packing=sequential", "sequential"),
+    ],
+)
+def test_packing_is_asked_for_by_either_key(write: Write, overrides: str, packing: str) -> None:
+    config = load_config(write("packed.yaml", RUN), overrides=overrides.split())
+    assert config.trainer.packing == packing
