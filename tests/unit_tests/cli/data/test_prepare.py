@@ -160,7 +160,8 @@ def test_a_cluster_needs_ray(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     assert prepare(source, "--out", tmp_path / "out", "--ray", "auto") == 2
-    assert capsys.readouterr().err.startswith("--ray: needs Ray (ray is not installed); install the extra: pip ")
+    message = r"--ray: needs Ray \(ray\S* is not installed\); install the extra: pip install 'primus\[ray\]'\n"
+    assert re.fullmatch(message, capsys.readouterr().err)
 
 
 def test_verify_ends_with_1_and_a_line_for_each_wrong_file(
