@@ -4,6 +4,7 @@
 import sys
 import textwrap
 from collections.abc import Sequence
+from itertools import pairwise
 
 from primus.backends.megatron.core.datasets.sft_dataset import SFTDataset
 from primus.backends.megatron.datasets import build_datasets
@@ -12,6 +13,9 @@ from primus.cli.parsing import HELP_WIDTH
 from primus.cli.preview import preview
 from primus.config.schema import TrainConfig
 from primus.sft.tokenizer import load_tokenizer
+
+# Conversations of a packed sequence that are shown; the rest is counted.
+_MOST_CONVERSATIONS = 3
 
 
 def print_plan(config: TrainConfig, *, world_size: int) -> None:
@@ -43,14 +47,20 @@ def _first_sequence(train: SFTDataset) -> list[str]:
     in_colour = sys.stdout.isatty()
     sequence = train[0]
     what = "on green" if in_colour else "between \u27e6 and \u27e7"
-    return [
-        f"first sequence ({train.origin(0)}); what is trained stands {what}",
-        *preview(
-            input_ids_S=sequence["input_ids"].tolist(),
-            labels_S=sequence["labels"].tolist(),
-            loss_mask_S=sequence["loss_mask"].tolist(),
-            num_positions=int(train.num_positions_N[0]),
+    bounds = sequence["cu_seqlens"].tolist() if "cu_seqlens" in sequence else [0, int(train.num_positions_N[0])]
+    lines = [f"first sequence ({train.origin(0)}); what is trained stands {what}"]
+    for number, (first, last) in enumerate(pairwise(bounds), 1):
+        if number > 1:
+            lines.append(f"  -- conversation {number} of {len(bounds) - 1} in this sequence")
+        if number > _MOST_CONVERSATIONS:
+            lines[-1] = f"  -- {len(bounds) - number} more of {len(bounds) - 1} conversations in this sequence"
+            break
+        lines += preview(
+            input_ids_S=sequence["input_ids"][first:last].tolist(),
+            labels_S=sequence["labels"][first:last].tolist(),
+            loss_mask_S=sequence["loss_mask"][first:last].tolist(),
+            num_positions=last - first,
             tokenizer=train.tokenizer,
             in_colour=in_colour,
-        ),
-    ]
+        )
+    return lines

@@ -73,6 +73,21 @@ def test_a_dry_run_prints_ledger_plan_and_a_sequence_and_writes_nothing(
     assert not (folder / "output/primus/user/planned").exists()
 
 
+def test_a_dry_run_shows_each_conversation_of_a_pack_from_its_first_token(folder: Path) -> None:
+    done = primus(
+        folder, "train", *keys("enable_packed_sequences=true", "seq_length=300", "sft_length_bucket=0"), "--dry-run"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(
+        r"\n  training sequences +\d+  \d+ conversations, best_fit packing, fill \d+\.\d+ %\n", done.stdout
+    )
+    shown = done.stdout.partition("\nfirst sequence")[2]
+    num = int(re.findall(r"conversation 2 of (\d+) in this sequence", shown)[0])
+    assert num > 4
+    assert f"\n  -- {num - 3} more of {num} conversations in this sequence\n" in shown
+    assert shown.count("  <|im_start|>user") == shown.count("  <|im_start|>assistant") == 2 * 3
+
+
 def test_a_dry_run_takes_the_world_size_of_a_launcher(folder: Path) -> None:
     done = primus(folder, "train", *keys(), "--dry-run", RANK="0", WORLD_SIZE="3", LOCAL_RANK="0")
     assert done.returncode == 2
