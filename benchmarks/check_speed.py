@@ -51,13 +51,14 @@ def make_file(path: Path, *, num_rows: int) -> None:
             file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
 
 
-def prepare_with_trl(file: str, tokenizer: str, *, processes: int) -> None:
+def prepare_with_trl(file: str, tokenizer: str, *, processes: int, template_name: str) -> None:
     """Print the seconds that TRL takes, and its rows and trained tokens.
 
     Args:
         file: The JSONL file.
         tokenizer: Its `tokenizer.json`, or the tokenizer's folder.
         processes: `dataset_num_proc`.
+        template_name: Name of the package's training template.
     """
     import datasets  # noqa: PLC0415
     import trl  # noqa: PLC0415
@@ -71,7 +72,7 @@ def prepare_with_trl(file: str, tokenizer: str, *, processes: int) -> None:
         loaded = AutoTokenizer.from_pretrained(tokenizer)
     else:
         loaded = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json" if folder.is_dir() else folder))
-    template = (Path(trl.__file__).parent / "chat_templates/qwen2_5_training.jinja").read_text(encoding="utf-8")
+    template = (Path(trl.__file__).parent / f"chat_templates/{template_name}.jinja").read_text(encoding="utf-8")
     rows = datasets.load_dataset("json", data_files=file, split="train")
     trainer = SimpleNamespace(_tokenizer=loaded, chat_template=template, completion_only_loss=False)
     arguments = SFTConfig(
@@ -110,9 +111,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument(TRL_WORDS, type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--trl-template", default="qwen2_5_training", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.trl_processes:
-        prepare_with_trl(str(options.file), options.tokenizer, processes=options.trl_processes)
+        prepare_with_trl(
+            str(options.file),
+            options.tokenizer,
+            processes=options.trl_processes,
+            template_name=options.trl_template,
+        )
         return
     folder = Path(tempfile.mkdtemp())
     try:
