@@ -9,6 +9,7 @@ N: sequences. T: tokens of all of them. K: their token spans. P: bytes of their 
 """
 
 import json
+import math
 import mmap
 import struct
 from collections.abc import Mapping
@@ -126,7 +127,7 @@ def map_shard(folder: Path, counts: ShardCounts) -> SequenceArrays:
     arrays: dict[str, npt.NDArray[Any]] = {}
     for name, (_, dtype) in _KINDS.items():
         shape = counts.shape_of(name)
-        arrays[name] = _array(path, content, dtype, int(np.prod(shape)), offset=offsets[name]).reshape(shape)
+        arrays[name] = _array(path, content, dtype, math.prod(shape), offset=offsets[name]).reshape(shape)
     tokens_path = folder / TOKENS
     tokens_T = _array(tokens_path, _mapped(tokens_path), "<i4", counts.num_tokens, offset=0)
     return SequenceArrays(tokens_T=tokens_T, **arrays)
@@ -154,7 +155,7 @@ def _layout(counts: ShardCounts) -> tuple[bytes, dict[str, int]]:
     position = 0
     for name, (kind, dtype) in _KINDS.items():
         shape = counts.shape_of(name)
-        end = position + int(np.prod(shape)) * np.dtype(dtype).itemsize
+        end = position + math.prod(shape) * np.dtype(dtype).itemsize
         entries[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(entries, separators=(",", ":")).encode()

@@ -22,6 +22,8 @@ LEDGER = "ledger.json"
 QUARANTINE = "quarantine.jsonl"
 
 _FORMAT = "primus prepared data"
+_SEAL = b',\n "seal": "'
+_END = b"\n}\n"
 _Content = TypeVar("_Content")
 
 
@@ -173,7 +175,7 @@ def write_sealed(path: Path, document: dict[str, Any], *, writer: str = "") -> N
         document: The data.
         writer: Who writes, where several may write the same.
     """
-    replace_file(path, [_sealed(document)], writer=writer)
+    replace_file(path, [_sealed((json.dumps(document, indent=1) + "\n").encode())], writer=writer)
 
 
 def read_sealed(path: Path, build: Callable[[dict[str, Any]], _Content]) -> _Content:
@@ -191,20 +193,17 @@ def read_sealed(path: Path, build: Callable[[dict[str, Any]], _Content]) -> _Con
     """
     try:
         text = path.read_bytes()
-        document = json.loads(text)
-        if _sealed({name: value for name, value in document.items() if name != "seal"}) != text:
+        body = text.rpartition(_SEAL)[0]
+        if _sealed(body + _END) != text:
             raise DataError("its bytes are not those that were written")
-        return build(document)
+        return build(json.loads(text))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError) as exc:
         raise DataError(f"{path}: is damaged ({type(exc).__name__}: {exc}); {REDO}") from exc
 
 
-def _sealed(document: dict[str, Any]) -> bytes:
-    def text(content: dict[str, Any]) -> bytes:
-        return (json.dumps(content, indent=1) + "\n").encode()
-
-    seal = hashlib.sha256(text(document)).hexdigest()
-    return text({**document, "seal": seal})
+def _sealed(text: bytes) -> bytes:
+    """The text of an object with its own digest as one more member."""
+    return text.removesuffix(_END) + _SEAL + hashlib.sha256(text).hexdigest().encode() + b'"' + _END
 
 
 def ledger_from(document: Mapping[str, Any]) -> Ledger:
