@@ -7,6 +7,7 @@ N: sequences. T: tokens of all of them. K: token spans of all of them. P: bytes 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -205,9 +206,6 @@ class SequenceShards:
     Attributes:
         shards: The arrays, in order.
         shard_bounds: Index of the first sequence of each, and the number of all behind.
-        num_tokens_N: Tokens of each sequence.
-        num_targets_N: Trained tokens of each sequence.
-        num_units_N: What each sequence adds to the divisor of the loss.
 
     Examples:
         >>> SequenceShards([SequenceArrays.concatenate([])]).shard_bounds.tolist()
@@ -217,9 +215,26 @@ class SequenceShards:
     def __init__(self, shards: Sequence[SequenceArrays]) -> None:
         self.shards = tuple(shards)
         self.shard_bounds = np.cumsum([0, *map(len, shards)])
-        self.num_tokens_N: Int64Array = np.concatenate([_NONE, *(shard.num_tokens_N for shard in shards)])
-        self.num_targets_N: Int64Array = np.concatenate([_NONE, *(shard.num_targets_N for shard in shards)])
-        self.num_units_N: Int64Array = np.concatenate([_NONE, *(shard.num_units_N for shard in shards)])
+
+    # Of millions of sequences, what nobody asks for is not read from the disk.
+    @cached_property
+    def num_tokens_N(self) -> Int64Array:
+        """Tokens of each sequence."""
+        counts: Int64Array = np.empty(len(self), dtype=np.int64)
+        for shard, first in zip(self.shards, self.shard_bounds, strict=False):
+            bounds = shard.token_bounds_N1
+            np.subtract(bounds[1:], bounds[:-1], out=counts[first : first + len(shard)])
+        return counts
+
+    @cached_property
+    def num_targets_N(self) -> Int64Array:
+        """Trained tokens of each sequence."""
+        return np.concatenate([_NONE, *(shard.num_targets_N for shard in self.shards)])
+
+    @cached_property
+    def num_units_N(self) -> Int64Array:
+        """What each sequence adds to the divisor of the loss."""
+        return np.concatenate([_NONE, *(shard.num_units_N for shard in self.shards)])
 
     def __len__(self) -> int:
         return int(self.shard_bounds[-1])
