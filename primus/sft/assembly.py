@@ -6,7 +6,7 @@ What is done for each token is done by numpy; Python's part is a few steps per c
 B: packs of a batch. S: positions of each. C: conversations in them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ class _Views(NamedTuple):
     token_spans_K2: Int32Array
     weights_K: FloatArray
     span_bound: Callable[[int], int]
+    num_units: Callable[[int], int]
 
 
 class Assembler:
@@ -54,18 +55,14 @@ class Assembler:
         Raises:
             ValueError: If the conversations of a pack have more than `length` positions.
         """
-        items_C = np.concatenate(packs)
-        shards_C = np.searchsorted(self._data.shard_bounds, items_C, "right") - 1
-        locals_C = items_C - self._data.shard_bounds[shards_C]
-        located = zip(shards_C.tolist(), locals_C.tolist(), strict=True)
+        located = self._located(packs)
         tokens: list[Int32Array] = []
         places: list[int] = []
         spans: list[Int32Array] = []
         weights: list[FloatArray] = []
         for row, pack in enumerate(packs):
             place = row * length
-            for number, local in islice(located, len(pack)):
-                views = self._views.get(number) or self._view(number)
+            for views, local in islice(located, len(pack)):
                 tokens_T = views.tokens_T[views.token_bound(local) : views.token_bound(local + 1)]
                 pieces = slice(views.span_bound(local), views.span_bound(local + 1))
                 tokens.append(tokens_T)
@@ -86,6 +83,36 @@ class Assembler:
             pad_id=self._pad_id,
         )
 
+    def num_positions_of(self, packs: Sequence[IntArray]) -> IntArray:
+        """Positions of each pack that are not padding; nothing is read of other packs."""
+        located = self._located(packs)
+        return np.array(
+            [
+                sum(
+                    views.token_bound(local + 1) - views.token_bound(local) - 1
+                    for views, local in islice(located, len(pack))
+                )
+                for pack in packs
+            ],
+            dtype=np.int64,
+        )
+
+    def num_units_of(self, packs: Sequence[IntArray]) -> IntArray:
+        """What each pack adds to the divisor of the loss; nothing is read of other packs."""
+        located = self._located(packs)
+        return np.array(
+            [sum(views.num_units(local) for views, local in islice(located, len(pack))) for pack in packs],
+            dtype=np.int64,
+        )
+
+    def _located(self, packs: Sequence[IntArray]) -> Iterator[tuple[_Views, int]]:
+        """The shard of each conversation of some packs, and its index there."""
+        items_C = np.concatenate(packs)
+        numbers_C = np.searchsorted(self._data.shard_bounds, items_C, "right") - 1
+        locals_C = items_C - self._data.shard_bounds[numbers_C]
+        views_C = [self._views.get(number) or self._view(number) for number in numbers_C.tolist()]
+        return iter(zip(views_C, locals_C.tolist(), strict=True))
+
     def _view(self, number: int) -> _Views:
         # Threads may make the same views twice, and either will do.
         shard = self._data.shards[number]
@@ -95,5 +122,6 @@ class Assembler:
             token_spans_K2=np.asarray(shard.token_spans_K2),
             weights_K=np.asarray(shard.weights_K),
             span_bound=np.asarray(shard.span_bounds_N1).item,
+            num_units=np.asarray(shard.num_units_N).item,
         )
         return views

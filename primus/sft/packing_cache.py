@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,19 @@ _FACTS = "plan.json"
 
 
 def stored_plan(
-    lengths_N: npt.NDArray[np.integer], *, capacity: int, method: Method, fingerprint: str, folder: Path
+    lengths_N: Callable[[], npt.NDArray[np.integer]],
+    *,
+    num_sequences: int,
+    capacity: int,
+    method: Method,
+    fingerprint: str,
+    folder: Path,
 ) -> PackPlan:
     """The pack plan of a data set, from the disk if it is there, else made and stored.
 
     Args:
-        lengths_N: Positions of each sequence.
+        lengths_N: Gives the positions of each sequence; called only if the plan must be made.
+        num_sequences: Sequences of the data set, N.
         capacity: Positions of a pack.
         method: As for `pack_sequences`.
         fingerprint: Hash of the data set; lengths that differ have another one.
@@ -56,17 +64,15 @@ def stored_plan(
         "fingerprint": fingerprint,
         "method": method,
         "capacity": capacity,
-        "num_sequences": len(lengths_N),
+        "num_sequences": num_sequences,
     }
     path = folder / f"{method}-{capacity}-{fingerprint[:12]}"
     if path.is_dir():
         try:
-            items_N, bounds_P1 = _read(path, about)
-            num_places = (len(bounds_P1) - 1) * capacity
-            return PackPlan(items_N, bounds_P1, int(lengths_N.sum(dtype=np.int64)) / num_places if num_places else 0.0)
+            return _read(path, about)
         except (OSError, ValueError, KeyError, TypeError) as exc:
             logger.warning("%s: is not the pack plan of this data set (%s); it is made again", path, exc)
-    plan = pack_sequences(lengths_N, capacity=capacity, method=method)
+    plan = pack_sequences(lengths_N(), capacity=capacity, method=method)
     try:
         _write(path, about, plan)
     except OSError as exc:
@@ -74,15 +80,16 @@ def stored_plan(
     return plan
 
 
-def _read(path: Path, about: dict[str, Any]) -> list[npt.NDArray[np.int64]]:
+def _read(path: Path, about: dict[str, Any]) -> PackPlan:
     facts = json.loads((path / _FACTS).read_bytes())
-    digests = facts.pop("digests")
+    digests, fill = facts.pop("digests"), float(facts.pop("fill"))
     if facts != about:
         raise ValueError("it was made of other sequences, or in another way")
     for name in _ARRAYS:
         if _digest(path / name) != digests[name]:
             raise ValueError(f"{name} has other bytes than were written")
-    return [np.asarray(np.load(path / name, mmap_mode="r", allow_pickle=False)) for name in _ARRAYS]
+    items_N, bounds_P1 = (np.asarray(np.load(path / name, mmap_mode="r", allow_pickle=False)) for name in _ARRAYS)
+    return PackPlan(items_N, bounds_P1, fill)
 
 
 def _write(path: Path, about: dict[str, Any], plan: PackPlan) -> None:
@@ -101,7 +108,7 @@ def _write(path: Path, about: dict[str, Any], plan: PackPlan) -> None:
                 np.save(file, array, allow_pickle=False)
                 file.flush()
                 os.fsync(file.fileno())
-        facts = {**about, "digests": {name: _digest(part / name) for name in _ARRAYS}}
+        facts = {**about, "fill": plan.fill, "digests": {name: _digest(part / name) for name in _ARRAYS}}
         (part / _FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         # Another process may have been faster; its plan is the same.
         shutil.rmtree(path, ignore_errors=True)

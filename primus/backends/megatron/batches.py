@@ -130,12 +130,13 @@ def read_micro_batch(
     longest = int(num_positions_B.max())
     length = min(-(-longest // pad_to_multiple_of) * pad_to_multiple_of, dataset.max_seq_length)
     targets = dataset.batch(batch_B, length=length)
-    places_N = np.flatnonzero(targets.loss_mask_BS)
-    rows_N, columns_N = np.divmod(places_N, length)
+    places_N = np.flatnonzero(targets.loss_mask_BS.ravel() != 0)
+    row_starts = np.arange(len(batch_B) + 1) * length
+    rows_N = np.repeat(np.arange(len(batch_B)), np.diff(np.searchsorted(places_N, row_starts)))
     tensors = {
         "input_ids_BS": torch.from_numpy(targets.input_ids_BS),
         "position_ids_BS": torch.from_numpy(targets.position_ids_BS),
-        "target_positions_N": torch.from_numpy(columns_N * len(batch_B) + rows_N),
+        "target_positions_N": torch.from_numpy((places_N - row_starts[rows_N]) * len(batch_B) + rows_N),
         "labels_N": torch.from_numpy(targets.labels_BS.ravel()[places_N]),
         "weights_N": torch.from_numpy(targets.loss_mask_BS.ravel()[places_N]),
     }

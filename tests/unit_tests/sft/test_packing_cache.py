@@ -17,7 +17,14 @@ FILES = ("items.npy", "bounds.npy", "plan.json")
 
 
 def plan_in(folder: Path, lengths: npt.NDArray[np.int64] = LENGTHS, *, fingerprint: str = FINGERPRINT) -> PackPlan:
-    return stored_plan(lengths, capacity=64, method="best_fit", fingerprint=fingerprint, folder=folder)
+    return stored_plan(
+        lambda: lengths,
+        num_sequences=len(lengths),
+        capacity=64,
+        method="best_fit",
+        fingerprint=fingerprint,
+        folder=folder,
+    )
 
 
 def same(one: PackPlan, other: PackPlan) -> bool:

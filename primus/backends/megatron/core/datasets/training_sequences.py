@@ -128,15 +128,15 @@ class TrainingSequences(Dataset[dict[str, torch.Tensor]]):
 
     def num_positions_of(self, indices_B: IntArray) -> IntArray:
         """What `num_positions_N` has for some training sequences, without adding up those of all."""
-        if self.plan is None:
-            return self.data.num_tokens_N[indices_B] - 1
-        return np.array([(self.data.num_tokens_N[items] - 1).sum() for items in self._items(indices_B)])
+        if len(indices_B) >= len(self):
+            return self.num_positions_N[indices_B]
+        return self._assembler.num_positions_of(self._items(indices_B))
 
     def num_units_of(self, indices_B: IntArray) -> IntArray:
         """What `num_units_N` has for some training sequences, without adding up those of all."""
-        if self.plan is None:
-            return self.data.num_units_N[indices_B]
-        return np.array([self.data.num_units_N[items].sum() for items in self._items(indices_B)])
+        if len(indices_B) >= len(self):
+            return self.num_units_N[indices_B]
+        return self._assembler.num_units_of(self._items(indices_B))
 
     def _items(self, indices_B: IntArray) -> list[IntArray]:
         """The conversations of some training sequences."""
@@ -220,8 +220,16 @@ def _joined_plan(plans: Sequence[PackPlan | None]) -> PackPlan | None:
 
 
 def _plan_of(data: TokenizedDataset, *, capacity: int, method: Method) -> PackPlan:
-    lengths_N = data.num_tokens_N - 1
+    def lengths_N() -> IntArray:
+        return data.num_tokens_N - 1
+
     if not isinstance(data, PreparedDataset):
-        return pack_sequences(lengths_N, capacity=capacity, method=method)
-    folder = data.folder / PACKING
-    return stored_plan(lengths_N, capacity=capacity, method=method, fingerprint=data.fingerprint, folder=folder)
+        return pack_sequences(lengths_N(), capacity=capacity, method=method)
+    return stored_plan(
+        lengths_N,
+        num_sequences=len(data),
+        capacity=capacity,
+        method=method,
+        fingerprint=data.fingerprint,
+        folder=data.folder / PACKING,
+    )
