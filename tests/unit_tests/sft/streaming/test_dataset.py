@@ -209,6 +209,25 @@ def test_bad_rows_are_written_once_however_often_the_stream_is_stopped(
     assert not path.exists(), "a new run begins without the bad rows of another"
 
 
+def test_a_state_stays_that_of_its_time(stream: Stream, with_bad_rows: list[Path]) -> None:
+    lines = with_bad_rows[-1].read_text()
+    with_bad_rows[-1].write_text(lines + lines)
+    options: dict[str, Any] = {"of": with_bad_rows, "bad_rows": "quarantine", "shuffle_buffer": 0}
+    batches = first(stream(**options), 90)
+    states = [batch.state.to_dict() for batch in batches]
+    num_bad = [
+        sum(count for outcome, count in state["ledger"]["outcomes"].items() if outcome.startswith("bad:"))
+        for state in states
+    ]
+    assert {0, 1, 6} <= set(num_bad) <= set(range(7))
+    for state, num in zip(states, num_bad, strict=True):
+        assert sum(map(len, state["ledger"]["origins"].values())) == num
+    at = num_bad.index(1)
+    before = json.dumps(states[at])
+    first(stream(**options, state=states[at]), 89 - at)
+    assert json.dumps(states[at]) == before, "a stream that goes on from a state leaves it alone"
+
+
 def test_a_state_of_another_stream_is_refused(stream: Stream, files: list[Path]) -> None:
     state = written(first(stream(identity="a"), 3)[-1])
     for options, what in (
