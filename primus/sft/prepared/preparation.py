@@ -45,7 +45,7 @@ from primus.sft.recipe import Encoder
 from primus.sft.shards import EncodedBatch, ShardJob, shard_batches
 from primus.sft.workers import map_batches
 
-BYTES_PER_WORKER = 16 << 20
+BYTES_PER_WORKER = 32 << 20
 """Of data files for each process beyond this one; with less, starting it takes longer than the work."""
 
 
