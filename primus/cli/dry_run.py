@@ -12,6 +12,7 @@ from primus.backends.megatron.plan import build_plan
 from primus.cli.parsing import HELP_WIDTH
 from primus.cli.preview import preview
 from primus.config.schema import TrainConfig
+from primus.errors import ConfigError
 from primus.sft.tokenizer import load_tokenizer
 
 # Conversations of a packed sequence that are shown; the rest is counted.
@@ -25,6 +26,11 @@ def print_plan(config: TrainConfig, *, world_size: int) -> None:
         config: The run.
         world_size: Ranks to plan for.
     """
+    if config.trainer.sft_streaming:
+        raise ConfigError(
+            "sft_streaming: a stream is read while it is trained, so there is nothing to plan with before; look at it"
+            " with primus data check and primus data stats, or plan with sft_streaming=false"
+        )
     tokenizer = load_tokenizer(config.trainer.tokenizer_model or "")
     train, validation = build_datasets(config, tokenizer=tokenizer, writes_quarantine=False)
     plan = build_plan(config, train=train, validation=validation, world_size=world_size)

@@ -41,9 +41,6 @@ UNAVAILABLE: Sequence[Unavailable] = (
         lambda t: t.sequence_parallel,
         "set it to false; recompute_granularity full saves activation memory",
     ),
-    Unavailable(
-        "sft_streaming", lambda t: t.sft_streaming, "set it to false; data is prepared once and then read from disk"
-    ),
     Unavailable("lora.enabled", lambda t: t.lora.enabled, "set it to false, which trains all weights"),
     Unavailable(
         "hf_path",

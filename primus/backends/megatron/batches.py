@@ -25,8 +25,8 @@ HASH_BITS = 64
 HASHES = 1 << HASH_BITS
 
 
-class SequenceDataset(Protocol):
-    """What the trainer needs of a data set; `SFTDataset` has it."""
+class BatchSource(Protocol):
+    """What a step needs of the data that it is made with; `SFTDataset` and `IndexedStream` have it."""
 
     max_seq_length: int
     """Length of the tensors of a sequence."""
@@ -36,12 +36,6 @@ class SequenceDataset(Protocol):
     @property
     def is_packed(self) -> bool:
         """Whether a sequence may hold several conversations."""
-
-    @property
-    def shares(self) -> Sequence[SourceShare] | None:
-        """How many sequences each source has, and how often they come in an epoch; None if there is one source."""
-
-    def __len__(self) -> int: ...
 
     def num_positions_of(self, indices_B: IntArray) -> IntArray:
         """Positions of some sequences that are not padding."""
@@ -54,6 +48,16 @@ class SequenceDataset(Protocol):
 
     def origin(self, index: int) -> str:
         """Where the conversations of a sequence came from, as `file:line`."""
+
+
+class SequenceDataset(BatchSource, Protocol):
+    """Data of which everything is there; `SFTDataset` has it."""
+
+    @property
+    def shares(self) -> Sequence[SourceShare] | None:
+        """How many sequences each source has, and how often they come in an epoch; None if there is one source."""
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +110,7 @@ def rank_micro_batches(
 
 
 def read_micro_batch(
-    dataset: SequenceDataset,
+    dataset: BatchSource,
     batch_B: IntArray,
     *,
     pad_to_multiple_of: int,

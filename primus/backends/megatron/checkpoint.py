@@ -56,7 +56,14 @@ _CANNOT_READ = (
 )
 
 
-def save_checkpoint(save: Path, *, model: DistributedDataParallel, optimizer: MegatronOptimizer, run: RunFacts) -> Path:
+def save_checkpoint(
+    save: Path,
+    *,
+    model: DistributedDataParallel,
+    optimizer: MegatronOptimizer,
+    run: RunFacts,
+    data_state: str | None = None,
+) -> Path:
     """Write a checkpoint; all ranks call it together.
 
     Args:
@@ -64,6 +71,7 @@ def save_checkpoint(save: Path, *, model: DistributedDataParallel, optimizer: Me
         model: The model, with its parameters gathered.
         optimizer: Its optimizer.
         run: What the weights belong to.
+        data_state: Where the data is, for data that is no function of the step; the first rank's counts.
 
     Returns:
         The folder of the checkpoint. It has its name only once everything is in it.
@@ -75,7 +83,7 @@ def save_checkpoint(save: Path, *, model: DistributedDataParallel, optimizer: Me
         partial = on_first_rank(lambda: begin_folder(save, run.iteration))
         with _writers_in_this_process():
             dist_checkpointing.save(_sharded_state(model, optimizer, is_loading=False), str(partial))
-        return on_first_rank(lambda: finish_folder(partial, save=save, run=run))
+        return on_first_rank(lambda: finish_folder(partial, save=save, run=run, data_state=data_state))
     except (OSError, RuntimeError, CheckpointingException, CheckpointException) as exc:
         raise CheckpointError(
             f"{save}: the checkpoint of step {run.iteration} cannot be written ({_reason(exc)}); "

@@ -3,6 +3,7 @@
 
 <save>/latest_checkpointed_iteration.txt    the step of the newest checkpoint, written last
 <save>/iter_0000200/run.json                RunFacts: what the weights belong to
+<save>/iter_0000200/data_state.json         where a stream of data is
 <save>/iter_0000200/...                     the files of megatron.core.dist_checkpointing
 """
 
@@ -22,6 +23,7 @@ from primus.errors import CheckpointError
 
 LATEST_FILE = "latest_checkpointed_iteration.txt"
 RUN_FILE = "run.json"
+DATA_STATE_FILE = "data_state.json"
 FORMAT_VERSION = 1
 
 _SHAPE_FREE_KEYS = frozenset({"attention_dropout", "hidden_dropout", "init_method_std", "max_position_embeddings"})
@@ -119,6 +121,33 @@ def find_checkpoint(load: Path) -> Path:
     return folder
 
 
+def read_data_state(load: Path) -> Mapping[str, Any]:
+    """Read where the data of a checkpoint was.
+
+    Args:
+        load: An `iter_*` folder, or the folder it is in.
+
+    Returns:
+        The state.
+
+    Raises:
+        CheckpointError: If there is no checkpoint, it was not trained on a stream, or the file is damaged.
+    """
+    path = find_checkpoint(load) / DATA_STATE_FILE
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise CheckpointError(
+            f"{path.parent}: was not trained on a stream, so there is no place in one to go on from; set sft_streaming"
+            " to false, or finetune to true to begin anew with its weights"
+        ) from exc
+    except (OSError, ValueError) as exc:
+        raise CheckpointError(f"{path}: is damaged ({exc}); load another checkpoint") from exc
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: is damaged (no object); load another checkpoint")
+    return state
+
+
 def read_run(folder: Path) -> RunFacts:
     """Read what a checkpoint says about itself.
 
@@ -212,7 +241,7 @@ def begin_folder(save: Path, iteration: int) -> Path:
     return folder
 
 
-def finish_folder(partial: Path, *, save: Path, run: RunFacts) -> Path:
+def finish_folder(partial: Path, *, save: Path, run: RunFacts, data_state: str | None = None) -> Path:
     """Write `run.json`, give the folder its name, and make it the newest checkpoint.
 
     Each of the three happens at once or not at all, and the file that names the newest checkpoint comes last, so that
@@ -222,10 +251,13 @@ def finish_folder(partial: Path, *, save: Path, run: RunFacts) -> Path:
         partial: What `begin_folder` made, with everything else in it.
         save: Folder of the checkpoints.
         run: What the weights belong to.
+        data_state: Where the data is, for data that is no function of the step.
 
     Returns:
         The folder under its name.
     """
+    if data_state is not None:
+        _write_durably(partial / DATA_STATE_FILE, data_state)
     _write_durably(partial / RUN_FILE, run.to_json())
     folder = iteration_folder(save, run.iteration)
     replaced = save / f".{folder.name}.replaced"

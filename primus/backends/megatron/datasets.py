@@ -3,7 +3,9 @@
 
 import logging
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from primus.backends.megatron.core.datasets.settings import DatasetSettings, load_formatter
 from primus.backends.megatron.core.datasets.sft_dataset import SFTDataset, warn_about_leakage
@@ -11,13 +13,18 @@ from primus.backends.megatron.core.datasets.training_sequences import Source
 from primus.config.schema import DataSource, TrainConfig
 from primus.sft.options import build_options
 from primus.sft.prepared import cache_dir_of, jobs_of_run, open_prepared, prepare_or_wait
+from primus.sft.prepared.key import key_facts, key_of
 from primus.sft.prepared.manifest import QUARANTINE
-from primus.sft.shards import ShardJob
+from primus.sft.recipe import Encoder
+from primus.sft.shards import ShardEncoder, ShardJob
 from primus.sft.sources import TRAIN_SPLIT, VALIDATION_SPLIT
+from primus.sft.streaming import StreamingDataset
 from primus.sft.tokenizer import SFTTokenizer
 from primus.sft.workers import num_cores
 
 logger = logging.getLogger("primus")
+
+DEFAULT_SHUFFLE_BUFFER = 10_000
 
 
 def build_datasets(
@@ -41,17 +48,7 @@ def build_datasets(
     """
     keys = config.trainer
     jobs = jobs_of_run(keys, seq_length=keys.seq_length)
-    formatter = load_formatter(
-        keys.sft_conversation_format, tokenizer, keys.sft_chat_template, keys.sft_chat_template_kwargs
-    )
-    settings = DatasetSettings(
-        tokenizer=tokenizer,
-        formatter=formatter,
-        max_seq_length=keys.seq_length,
-        seed=keys.seed,
-        options=build_options(keys),
-        packing=keys.packing,
-    )
+    settings = _settings(config, tokenizer)
     settings.check([file for job in jobs.values() for file in job.recipe.files])
     folders = {name: _prepared(job, cache_dir_of(config)) for name, job in jobs.items()}
     if writes_quarantine:
@@ -66,7 +63,7 @@ def build_datasets(
         settings,
         [file for name in names for file in jobs[name].recipe.files],
     )
-    held_out = dict.fromkeys(names, VALIDATION_SPLIT) if keys.sft_validation_fraction > 0 else {}
+    held_out = dict.fromkeys(names if keys.sft_validation_fraction > 0 else (), VALIDATION_SPLIT)
     if VALIDATION_SPLIT in jobs:
         held_out = {VALIDATION_SPLIT: VALIDATION_SPLIT}
     if not held_out:
@@ -82,13 +79,91 @@ def build_datasets(
     return train, validation
 
 
+class StreamedData(NamedTuple):
+    """What a run on a stream reads."""
+
+    stream: StreamingDataset
+    """The training data."""
+    validation: SFTDataset | None
+    """Prepared validation data, or None if none is asked for."""
+    writes_bos: bool
+    """Whether the format writes BOS itself."""
+
+
+def build_stream(
+    config: TrainConfig, *, tokenizer: SFTTokenizer, state: Mapping[str, Any] | None, writes_quarantine: bool = True
+) -> StreamedData:
+    """The stream that a run trains on, and its validation data, which is prepared.
+
+    Args:
+        config: The run.
+        tokenizer: Its tokenizer.
+        state: Where the stream goes on; None begins it.
+        writes_quarantine: Whether this process writes the rows that are not valid.
+
+    Returns:
+        The data.
+
+    Raises:
+        ConfigError: If no data is named.
+        DataError: If the data can't be used.
+    """
+    keys = config.trainer
+    jobs = jobs_of_run(keys, seq_length=keys.seq_length)
+    settings = _settings(config, tokenizer)
+    settings.check([file for job in jobs.values() for file in job.recipe.files])
+    quarantine = config.exp_dir / "quarantine" if writes_quarantine else None
+    recipe = jobs[TRAIN_SPLIT].recipe
+    facts = key_facts(jobs[TRAIN_SPLIT], tokenizer=tokenizer, sources=())
+    stream = StreamingDataset(
+        recipe.files,
+        encoder=ShardEncoder(Encoder(tokenizer, settings.formatter, recipe.options), max_seq_length=keys.seq_length),
+        source=recipe.source,
+        max_seq_length=keys.seq_length,
+        global_batch_size=keys.global_batch_size,
+        seed=keys.seed,
+        shuffle_buffer=DEFAULT_SHUFFLE_BUFFER if keys.sft_shuffle_buffer is None else keys.sft_shuffle_buffer,
+        packing=keys.packing,
+        bad_rows=keys.sft_bad_rows,
+        quarantine_path=None if quarantine is None else quarantine / f"{TRAIN_SPLIT}.jsonl",
+        identity=key_of(facts),
+        state=state,
+    )
+    writes_bos = settings.formatter.writes_bos
+    if VALIDATION_SPLIT not in jobs:
+        return StreamedData(stream, None, writes_bos)
+    job = jobs[VALIDATION_SPLIT]
+    folder = _prepared(job, cache_dir_of(config))
+    if quarantine is not None:
+        _copy_quarantine({VALIDATION_SPLIT: folder}, to=quarantine, names=(VALIDATION_SPLIT,))
+    validation = SFTDataset.from_tokenized(open_prepared(folder, VALIDATION_SPLIT), settings, job.recipe.files)
+    return StreamedData(stream, validation, writes_bos)
+
+
+def _settings(config: TrainConfig, tokenizer: SFTTokenizer) -> DatasetSettings:
+    keys = config.trainer
+    formatter = load_formatter(
+        keys.sft_conversation_format, tokenizer, keys.sft_chat_template, keys.sft_chat_template_kwargs
+    )
+    return DatasetSettings(
+        tokenizer=tokenizer,
+        formatter=formatter,
+        max_seq_length=keys.seq_length,
+        seed=keys.seed,
+        options=build_options(keys),
+        packing=keys.packing,
+    )
+
+
 def _prepared(job: ShardJob, cache_dir: Path) -> Path:
     return prepare_or_wait(job, cache_dir, num_workers=num_cores(), on_message=logger.info)
 
 
-def _copy_quarantine(folders: dict[str, Path], *, to: Path) -> None:
-    """Put the rows that are not valid where the run's output is; a file of an earlier run goes away."""
-    for name in {TRAIN_SPLIT, VALIDATION_SPLIT, *folders}:
+def _copy_quarantine(
+    folders: Mapping[str, Path], *, to: Path, names: Sequence[str] = (TRAIN_SPLIT, VALIDATION_SPLIT)
+) -> None:
+    """Put the rows that are not valid where the run's output is; files of an earlier run go away."""
+    for name in {*names, *folders}:
         target = to / f"{name.replace(' ', '_')}.jsonl"
         source = folders[name] / QUARANTINE if name in folders else None
         if source is None or not source.exists():

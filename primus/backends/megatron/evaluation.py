@@ -13,7 +13,7 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from primus.backends.megatron.batches import IntArray, SequenceDataset
+from primus.backends.megatron.batches import BatchSource, IntArray, SequenceDataset
 from primus.backends.megatron.distributed import sum_over_data_parallel
 from primus.backends.megatron.loading import MicroBatchLoader
 from primus.backends.megatron.loss import LossReport, forward_step
@@ -102,7 +102,7 @@ def evaluate(
 
 def run_forward_only(
     model: DistributedDataParallel,
-    dataset: SequenceDataset,
+    dataset: BatchSource,
     batches: Sequence[IntArray],
     *,
     pad_to_multiple_of: int,

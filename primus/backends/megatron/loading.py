@@ -17,7 +17,7 @@ from types import TracebackType
 import torch
 from typing_extensions import Self
 
-from primus.backends.megatron.batches import IntArray, MicroBatch, SequenceDataset, on_device, read_micro_batch
+from primus.backends.megatron.batches import BatchSource, IntArray, MicroBatch, on_device, read_micro_batch
 
 # Micro-batches that each thread may be ahead: one that is being read, and one that waits to be trained.
 AHEAD_PER_WORKER = 2
@@ -42,7 +42,7 @@ class MicroBatchLoader(Iterator[MicroBatch]):
 
     def __init__(
         self,
-        dataset: SequenceDataset,
+        dataset: BatchSource,
         requests: Iterable[Request],
         *,
         pad_to_multiple_of: int,
@@ -85,7 +85,7 @@ class MicroBatchLoader(Iterator[MicroBatch]):
             self._executor.shutdown(cancel_futures=True)
 
 
-def _read(request: Request, *, dataset: SequenceDataset, pad_to_multiple_of: int, pin_memory: bool) -> MicroBatch:
+def _read(request: Request, *, dataset: BatchSource, pad_to_multiple_of: int, pin_memory: bool) -> MicroBatch:
     batch_B, places_B = request
     return read_micro_batch(
         dataset, batch_B, pad_to_multiple_of=pad_to_multiple_of, pin_memory=pin_memory, places_B=places_B

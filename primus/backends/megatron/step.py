@@ -20,9 +20,9 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from primus.backends.megatron.batches import (
     HASH_BITS,
     HASHES,
+    BatchSource,
     IntArray,
     MicroBatch,
-    SequenceDataset,
     rank_micro_batches,
 )
 from primus.backends.megatron.distributed import sum_over_data_parallel
@@ -72,7 +72,7 @@ class TrainingStep:
     """Its optimizer."""
     scheduler: OptimizerParamScheduler
     """Its learning-rate schedule, at the step before."""
-    dataset: SequenceDataset
+    dataset: BatchSource
     """The training split."""
     micro_batch_size: int
     """Sequences of one forward pass."""

@@ -5,6 +5,7 @@ Shapes: G sequences of a global batch.
 """
 
 import dataclasses
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,13 +14,15 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from primus.backends.megatron.batches import IntArray, MicroBatch, SequenceDataset
+from primus.backends.megatron.batches import BatchSource, IntArray, MicroBatch, SequenceDataset
 from primus.backends.megatron.checkpoint import load_checkpoint, save_checkpoint
-from primus.backends.megatron.checkpoint_folder import RunFacts
-from primus.backends.megatron.datasets import build_datasets
+from primus.backends.megatron.checkpoint_folder import RunFacts, read_data_state
+from primus.backends.megatron.core.datasets.sft_dataset import SFTDataset
+from primus.backends.megatron.datasets import build_datasets, build_stream
 from primus.backends.megatron.distributed import Process, joined_processes, seed_dropout, seed_weights, this_process
 from primus.backends.megatron.evaluation import evaluate, parameters_gathered
 from primus.backends.megatron.layout import build_layout, num_steps
@@ -34,8 +37,9 @@ from primus.backends.megatron.step import StepOutcome, TrainingStep
 from primus.config.schema import ModelKeys, TrainConfig, TrainerConfig
 from primus.errors import ConfigError
 from primus.sft.formatters import TEMPLATE, read_templates
-from primus.sft.ledger import write_ledgers
+from primus.sft.ledger import Ledger, write_ledgers
 from primus.sft.order import SequenceOrder
+from primus.sft.streaming import IndexedStream
 from primus.sft.tokenizer import load_tokenizer
 
 logger = logging.getLogger("primus")
@@ -109,35 +113,63 @@ def run_training(config: TrainConfig) -> TrainingResult:
     process = this_process()
     build_layout(config.trainer, world_size=process.world_size)
     tokenizer = load_tokenizer(source)
-    train, validation = build_datasets(config, tokenizer=tokenizer, writes_quarantine=process.rank == 0)
-    ledgers = {"train": train.ledger}
-    if validation is not None and validation.ledger is not train.ledger:
-        ledgers["validation"] = validation.ledger
-    for line in (line for ledger in ledgers.values() for line in ledger.lines()):
-        logger.info("%s", line)
+    train: SFTDataset | IndexedStream
+    writes_quarantine = process.rank == 0
+    if config.trainer.sft_streaming:
+        stream, validation, writes_bos = build_stream(
+            config, tokenizer=tokenizer, state=_stream_state(config.trainer), writes_quarantine=writes_quarantine
+        )
+        # A step is asked for when it is loaded ahead, when it is trained, and when its state is saved.
+        num_kept = 4 + AHEAD_PER_WORKER * config.trainer.num_workers
+        train = IndexedStream(stream, pad_id=tokenizer.pad_id, num_kept=num_kept)
+        ledgers = {} if validation is None else {"validation": validation.ledger}
+        later = {"train": stream.ledger}
+    else:
+        train, validation = build_datasets(config, tokenizer=tokenizer, writes_quarantine=writes_quarantine)
+        writes_bos, later = train.formatter.writes_bos, {}
+        ledgers = {"train": train.ledger}
+        if validation is not None and validation.ledger is not train.ledger:
+            ledgers["validation"] = validation.ledger
+    _tell_rows(ledgers)
     for name, data in (("train", train), ("validation", validation)):
-        if data is not None and data.packing_in_words:
+        if isinstance(data, SFTDataset) and data.packing_in_words:
             logger.info("%s: %s sequences: %s", name, f"{len(data):,}", data.packing_in_words)
     if process.rank == 0:
         write_ledgers(ledgers, path=config.exp_dir / "logs" / "ledger.json")
     facts = TokenizerFacts(
         name=source,
         vocab_size=tokenizer.vocab_size,
-        adds_bos=tokenizer.adds_bos and not train.formatter.writes_bos,
+        adds_bos=tokenizer.adds_bos and not writes_bos,
         chat_templates=(
             read_templates(tokenizer, file=config.trainer.sft_chat_template).by_name
             if config.trainer.sft_conversation_format == TEMPLATE
             else {}
         ),
     )
-    return train_on(config, process=process, train=train, validation=validation, tokenizer=facts)
+    try:
+        return train_on(config, process=process, train=train, validation=validation, tokenizer=facts)
+    finally:
+        # What a stream has read of is known at the end.
+        _tell_rows(later)
+        if later and process.rank == 0:
+            write_ledgers({**later, **ledgers}, path=config.exp_dir / "logs" / "ledger.json")
+
+
+def _tell_rows(ledgers: Mapping[str, Ledger]) -> None:
+    for line in (line for ledger in ledgers.values() for line in ledger.lines()):
+        logger.info("%s", line)
+
+
+def _stream_state(trainer: TrainerConfig) -> Mapping[str, Any] | None:
+    """Where the stream of the run goes on; None if it begins."""
+    return None if trainer.load is None or trainer.finetune else read_data_state(trainer.load)
 
 
 def train_on(
     config: TrainConfig,
     *,
     process: Process,
-    train: SequenceDataset,
+    train: SequenceDataset | IndexedStream,
     validation: SequenceDataset | None,
     tokenizer: TokenizerFacts,
 ) -> TrainingResult:
@@ -192,7 +224,7 @@ def _reporting(
 
 
 def _run_facts(
-    trainer: TrainerConfig, *, vocabulary: Vocabulary, tokenizer: TokenizerFacts, train: SequenceDataset
+    trainer: TrainerConfig, *, vocabulary: Vocabulary, tokenizer: TokenizerFacts, train: BatchSource
 ) -> RunFacts:
     return RunFacts(
         iteration=0,
@@ -223,7 +255,7 @@ class _Run:
         config: TrainConfig,
         *,
         process: Process,
-        train: SequenceDataset,
+        train: SequenceDataset | IndexedStream,
         validation: SequenceDataset | None,
         facts: RunFacts,
     ) -> None:
@@ -234,18 +266,10 @@ class _Run:
         self._train = train
         self._validation = validation
         self._facts = facts
-        order = SequenceOrder(
-            train.num_positions_of(np.arange(len(train)))
-            if trainer.sft_length_bucket
-            else np.zeros(len(train), np.int8),
-            seed=trainer.seed,
-            global_batch_size=trainer.global_batch_size,
-            length_bucket=trainer.sft_length_bucket,
-            sources=train.shares,
-        )
-        self.train_iters = num_steps(trainer, num_sequences=order.sequences_per_epoch)
+        self._stream = train if isinstance(train, IndexedStream) else None
+        global_batch, self.train_iters = _steps(trainer, train)
         # Each batch is asked for twice: when it is loaded ahead, and when it is trained.
-        self._global_batch = lru_cache(maxsize=2 + AHEAD_PER_WORKER * trainer.num_workers)(order.global_batch)
+        self._global_batch = lru_cache(maxsize=2 + AHEAD_PER_WORKER * trainer.num_workers)(global_batch)
         seed_weights(trainer.seed)
         self._model = build_model(trainer, padded_vocab_size=facts.padded_vocab_size, device=process.device)
         self._optimizer = build_optimizer(trainer, self._model)
@@ -363,9 +387,30 @@ class _Run:
             self._facts, iteration=iteration, consumed_samples=iteration * self._trainer.global_batch_size
         )
         with parameters_gathered(self._model):
-            folder = save_checkpoint(self._save_dir, model=self._model, optimizer=self._optimizer, run=facts)
+            folder = save_checkpoint(
+                self._save_dir,
+                model=self._model,
+                optimizer=self._optimizer,
+                run=facts,
+                data_state=None if self._stream is None else json.dumps(self._stream.state(iteration)),
+            )
         logger.info("step %d | saved %s", iteration, folder)
         return folder
+
+
+def _steps(trainer: TrainerConfig, train: SequenceDataset | IndexedStream) -> tuple[Callable[[int], IntArray], int]:
+    """What gives the sequences of a step, and the number of steps."""
+    if isinstance(train, IndexedStream):
+        assert trainer.train_iters is not None, "a rule of the configuration"
+        return train.global_batch, trainer.train_iters
+    order = SequenceOrder(
+        train.num_positions_of(np.arange(len(train))) if trainer.sft_length_bucket else np.zeros(len(train), np.int8),
+        seed=trainer.seed,
+        global_batch_size=trainer.global_batch_size,
+        length_bucket=trainer.sft_length_bucket,
+        sources=train.shares,
+    )
+    return order.global_batch, num_steps(trainer, num_sequences=order.sequences_per_epoch)
 
 
 def _is_due(iteration: int, interval: int) -> bool:

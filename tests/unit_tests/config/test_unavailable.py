@@ -11,7 +11,6 @@ CASES = {
     "virtual_pipeline_model_parallel_size=2": f"set it to null {PARALLEL}",
     "context_parallel_size=2": "set it to 1; recompute_granularity full lets longer sequences fit",
     "sequence_parallel=true": "set it to false; recompute_granularity full saves activation memory",
-    "sft_streaming=true": "set it to false; data is prepared once and then read from disk",
     "lora.enabled=true": "set it to false, which trains all weights",
     "hf_path=model": "set it to null and start from a checkpoint of this project with load and finetune",
     "add_bias_linear=true": "set it to false; add_qkv_bias is the bias that Qwen2 has",
