@@ -3,6 +3,7 @@
 
 import logging
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from primus.backends.megatron.core.datasets.sft_dataset import SFTDataset, warn_
 from primus.backends.megatron.core.datasets.training_sequences import Source
 from primus.config.schema import DataSource, TrainConfig
 from primus.sft.options import build_options
-from primus.sft.prepared import cache_dir_of, jobs_of_run, open_prepared, prepare_or_wait
+from primus.sft.prepared import Progress, cache_dir_of, jobs_of_run, open_prepared, prepare_or_wait
 from primus.sft.prepared.key import key_facts, key_of
 from primus.sft.prepared.manifest import QUARANTINE
 from primus.sft.recipe import Encoder
@@ -25,6 +26,7 @@ from primus.sft.workers import num_cores
 logger = logging.getLogger("primus")
 
 DEFAULT_SHUFFLE_BUFFER = 10_000
+_SECONDS_BETWEEN_LINES = 10
 
 
 def build_datasets(
@@ -156,7 +158,15 @@ def _settings(config: TrainConfig, tokenizer: SFTTokenizer) -> DatasetSettings:
 
 
 def _prepared(job: ShardJob, cache_dir: Path) -> Path:
-    return prepare_or_wait(job, cache_dir, num_workers=num_cores(), on_message=logger.info)
+    told_s = time.monotonic()
+
+    def tell(progress: Progress) -> None:
+        nonlocal told_s
+        if time.monotonic() - told_s >= _SECONDS_BETWEEN_LINES:
+            told_s = time.monotonic()
+            logger.info("preparing data: %s rows, %.0f MB read", f"{progress.num_rows:,}", progress.num_bytes / 1e6)
+
+    return prepare_or_wait(job, cache_dir, num_workers=num_cores(), on_progress=tell, on_message=logger.info)
 
 
 def _copy_quarantine(
