@@ -6,6 +6,7 @@ positions one behind another. C: conversations in them. K: spans.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -221,33 +222,47 @@ def packed_targets(
         ([[0.0, 1.0, 0.5, 0.5, 0.0]], [[0, 1, 0, 1, 2]], [[0, 2], [2, 4]])
     """
     num_places = num_rows * length
-    row_starts = range(0, num_places, length) if num_places else ()
-    input_ids_P = np.empty(num_places, dtype=np.int64)
-    labels_P = np.empty(num_places, dtype=np.int64)
+    input_ids_P, labels_P, position_ids_P = (np.empty(num_places, dtype=np.int64) for _ in range(3))
+    counted = _counted(length)
     segments: list[tuple[int, int]] = []
-    covered = 0
-    for tokens_T, first in zip(tokens, places, strict=True):
-        last = first + len(tokens_T) - 1
+    covered = start = 0
+    # A few slices for each conversation: every position is written once, and nothing else as long as a batch is.
+    for tokens_T, first in zip([*tokens, None], [*places, num_places], strict=True):
+        while covered < first:
+            # Padding, up to the conversation or the end of the sequence.
+            padded = min((covered // length + 1) * length, first)
+            input_ids_P[covered:padded] = labels_P[covered:padded] = pad_id
+            position_ids_P[covered:padded] = counted[covered - start : padded - start]
+            covered = padded
+            start = start if padded % length else padded
+        if tokens_T is None:
+            break
+        start, last = first, first + len(tokens_T) - 1
         if not covered <= first <= last <= min((first // max(length, 1) + 1) * length, num_places):
             raise ValueError(
                 f"{last - first} positions from {first} on, behind {covered}, do not fit in {num_rows} x {length}"
             )
-        if covered < first:
-            input_ids_P[covered:first] = labels_P[covered:first] = pad_id
         input_ids_P[first:last] = tokens_T[:-1]
         labels_P[first:last] = tokens_T[1:]
+        position_ids_P[first:last] = counted[: last - first]
         segments.append((first, last))
         covered = last
-    input_ids_P[covered:] = labels_P[covered:] = pad_id
+        start = start if last % max(length, 1) else last
     # A target stands one position before its token, and the first token of a conversation has none.
     edges_K2 = np.maximum(token_spans_K2, 1) + (np.repeat(np.array(places, dtype=np.int64), num_spans)[:, None] - 1)
     return PackedTargets(
         input_ids_BS=input_ids_P.reshape(num_rows, length),
         labels_BS=labels_P.reshape(num_rows, length),
         loss_mask_BS=_weights_of_runs(edges_K2, weights_K, num_places=num_places).reshape(num_rows, length),
-        position_ids_BS=_counted_from([*places, *row_starts], num_places).reshape(num_rows, length),
+        position_ids_BS=position_ids_P.reshape(num_rows, length),
         segments_C2=np.array(segments, dtype=np.int32).reshape(-1, 2),
     )
+
+
+@lru_cache(maxsize=4)
+def _counted(num: int) -> IntArray:
+    """0, 1, 2, ... up to a number, made once."""
+    return np.arange(num)
 
 
 def _weights_of_runs(edges_K2: IntArray, weights_K: FloatArray, *, num_places: int) -> FloatArray:
@@ -258,10 +273,3 @@ def _weights_of_runs(edges_K2: IntArray, weights_K: FloatArray, *, num_places: i
     values = np.zeros(edges_K2.size + 1, dtype=np.float32)
     values[1::2] = weights_K
     return np.repeat(values, edges[1:] - edges[:-1])
-
-
-def _counted_from(starts: Sequence[int], num_places: int) -> IntArray:
-    """Places counted from the nearest start at or before each; one of the starts is 0."""
-    edges = np.array([*sorted(set(starts)), num_places], dtype=np.int64)
-    counted: IntArray = np.arange(num_places) - np.repeat(edges[:-1], edges[1:] - edges[:-1])
-    return counted

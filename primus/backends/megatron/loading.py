@@ -7,6 +7,7 @@ a thread ends with its process, however that ends. What is loaded depends on nei
 Shapes: B sequences of a micro-batch.
 """
 
+import ctypes
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -21,6 +22,10 @@ from primus.backends.megatron.batches import BatchSource, IntArray, MicroBatch, 
 
 # Micro-batches that each thread may be ahead: one that is being read, and one that waits to be trained.
 AHEAD_PER_WORKER = 2
+
+# glibc, malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES, _LARGEST_KEPT_BYTES = 256 << 20, 32 << 20
 
 Request = tuple[IntArray, IntArray | None]
 
@@ -49,6 +54,7 @@ class MicroBatchLoader(Iterator[MicroBatch]):
         device: torch.device,
         num_workers: int = 0,
     ) -> None:
+        keep_freed_memory()
         self._requests = iter(requests)
         self._device = device
         self._read = partial(
@@ -83,6 +89,18 @@ class MicroBatchLoader(Iterator[MicroBatch]):
     ) -> None:
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory of freed batches for the next ones.
+
+    By itself, glibc gives it back at once and asks for it again, and the kernel clears it page by page, which takes as
+    long as loading does. Other C libraries are left as they are.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT_BYTES)
+        library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def _read(request: Request, *, dataset: BatchSource, pad_to_multiple_of: int, pin_memory: bool) -> MicroBatch:
