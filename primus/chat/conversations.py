@@ -8,7 +8,7 @@ Every row is in exactly one reading, so the counts of readings sum to the rows.
 
 import hashlib
 import re
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,7 +74,8 @@ def read_batches(
     *,
     batch_bytes: int = BATCH_BYTES,
     last_group: str | None = None,
-) -> Generator[ConversationBatch, None, str | None]:
+    on_end: Callable[[str | None], None] = lambda _: None,
+) -> Iterator[ConversationBatch]:
     """Yield batches of rows, in order, in constant memory for files of lines.
 
     Where rows are turns, the names of the conversations that have been read are kept: 16 bytes for each.
@@ -84,12 +85,10 @@ def read_batches(
         options: How rows are read.
         batch_bytes: About how many bytes of a file one batch holds.
         last_group: With which conversation of several rows the files end that were read before; None if with none.
+        on_end: Is told with which one these files end.
 
     Yields:
         The batches; rows of one conversation are never in two of them.
-
-    Returns:
-        With which conversation of several rows these files end, for those that are read behind them.
 
     Raises:
         DataError: If a file can't be read, or the rows of one conversation stand apart.
@@ -104,7 +103,7 @@ def read_batches(
             yield from (ConversationBatch(whole, options) for whole in cutter.add(rows))
         yield from (ConversationBatch(whole, options) for whole in cutter.rest())
         last_group = cutter.last_group
-    return last_group
+    on_end(last_group)
 
 
 def read_conversations(files: Sequence[str | Path], options: SourceOptions) -> Iterator[Reading]:

@@ -40,8 +40,6 @@ A command that was killed goes on where it was when it is repeated."""
 _EXAMPLES = """
 primus data prepare tiny-multiturn-sft.yaml
 primus data prepare tiny-multiturn-sft.yaml seq_length=512 --explain
-primus data prepare examples/data/demo-heldout.jsonl --tokenizer examples/data/demo-tokenizer \\
-    --seq-length 512 --truncation drop --out output/prepared/demo
 """
 # With the YAML file of a run these are keys.
 _KEYS = {

@@ -129,7 +129,7 @@ def disk_errors(folder: Path, *, rest: str = "") -> Iterator[None]:
         if exc.errno in _NO_SPACE:
             advice = f"make room there and run it again{rest}"
         elif exc.errno in _NOT_ALLOWED or isinstance(exc, NotADirectoryError | FileExistsError):
-            advice = "name a folder that can be written with --out, or with sft_cache_dir"
+            advice = "name a folder that can be written with --out, or with workspace or sft_cache_dir"
         else:
             advice = f"check the disk and run it again{rest}"
         raise DataError(f"{path}: can't be written ({exc.strerror or exc}); {advice}") from exc

@@ -18,7 +18,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from primus.chat.conversations import ConversationBatch, SourceOptions, read_batches
+from primus.chat.conversations import SourceOptions, read_batches
 from primus.errors import ConfigError, DataError, PrimusError
 from primus.sft.prepared.collected import CollectedShard
 from primus.sft.prepared.disk import disk_errors
@@ -203,12 +203,9 @@ class _Survey(_Work):
     def _handle(self, number: int, files: tuple[Path, ...]) -> Row:  # noqa: ARG002
         ends: list[str | None] = []
         source: SourceOptions = self._arguments["source"]
-
-        def batches() -> Iterator[ConversationBatch]:
-            ends.append((yield from read_batches(files, source)))
-
         sources = describe_sources(files)
-        num_shards = 1 + max(shard for shard, _ in number_shards(files, batches()))
+        batches = read_batches(files, source, on_end=ends.append)
+        num_shards = 1 + max(shard for shard, _ in number_shards(files, batches))
         return {"sources": [asdict(one) for one in sources], "num_shards": num_shards, "last_group": ends[0] or ""}
 
 

@@ -228,7 +228,7 @@ def check_kills(num_kills: int, num_rows: int, tmp_path: Path) -> None:
 
 
 def test_killed_5_times_it_still_prepares_the_same_bytes(tmp_path: Path) -> None:
-    check_kills(5, 120, tmp_path)
+    check_kills(5, 80, tmp_path)
 
 
 @pytest.mark.slow
@@ -308,7 +308,7 @@ def test_a_disk_that_can_not_be_written_is_told_in_a_line(tmp_path: Path) -> Non
     assert done.stdout == "2\n"
     assert done.stderr == (
         f"{tmp_path}/disk/out.lock: can't be written (Read-only file system); name a folder that can be written with"
-        " --out, or with sft_cache_dir\n"
+        " --out, or with workspace or sft_cache_dir\n"
     )
 
 

@@ -137,7 +137,7 @@ def test_one_rank_of_a_job_prepares_and_all_open_it(tmp_path: Path) -> None:
 
 
 def test_ranks_that_waited_fail_with_the_one_that_worked(tmp_path: Path) -> None:
-    source = write_conversations(tmp_path / "a.jsonl", count=1500)
+    source = write_conversations(tmp_path / "a.jsonl", count=500)
     lines = run_ranks(source, tmp_path / "cache", "error")
     with pytest.raises(DataError) as caught:
         prepare_or_wait(make_job(source, bad_rows="error"), tmp_path / "cache", num_workers=1)
