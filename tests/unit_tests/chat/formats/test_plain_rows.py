@@ -43,6 +43,11 @@ def test_a_plain_row_is_read_quickly() -> None:
     assert conversation.messages == (Message("user", "né"), Message("assistant", "a"))
 
 
+def test_text_that_is_none_is_left_to_the_long_way() -> None:
+    row = {"messages": [{"role": "user", "content": "\ud800"}, {"role": "assistant", "content": "a"}]}
+    assert read_plain(row, "a:1", SourceOptions()) is None
+
+
 def test_a_message_that_is_made_quickly_is_a_message() -> None:
     assert plain_message("assistant", "a") == Message("assistant", "a")
     assert hash(plain_message("tool", "")) == hash(Message("tool", ""))
