@@ -35,8 +35,8 @@ class TokenizedDataset(SequenceShards):
 
     Args:
         shards: The sequences.
-        digests: The digest of each shard; None computes them.
         ledger: What became of every row that was read.
+        digests: The digest of each shard; None computes them.
 
     Attributes:
         ledger: What became of every row that was read.

@@ -256,6 +256,9 @@ class _Work:
 class _Collected:
     """The sequences of a split: runs of rows of the flat arrays, and those between them that stand alone.
 
+    Args:
+        flat: The flat arrays.
+
     Attributes:
         conversations: For each sequence the number of its conversation in the batch.
     """
