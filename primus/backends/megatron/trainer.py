@@ -14,15 +14,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from primus.backends.megatron.batches import BatchSource, IntArray, MicroBatch, SequenceDataset
 from primus.backends.megatron.checkpoint import load_checkpoint, save_checkpoint
-from primus.backends.megatron.checkpoint_folder import RunFacts, read_data_state
-from primus.backends.megatron.core.datasets.sft_dataset import SFTDataset
-from primus.backends.megatron.datasets import build_datasets, build_stream
+from primus.backends.megatron.checkpoint_folder import RunFacts
 from primus.backends.megatron.distributed import Process, joined_processes, seed_dropout, seed_weights, this_process
 from primus.backends.megatron.evaluation import evaluate, parameters_gathered
 from primus.backends.megatron.layout import build_layout, num_steps
@@ -33,11 +30,11 @@ from primus.backends.megatron.model import build_model
 from primus.backends.megatron.optimizer import build_optimizer, build_scheduler
 from primus.backends.megatron.parameter_count import Vocabulary, build_vocabulary
 from primus.backends.megatron.progress import reporter
+from primus.backends.megatron.run_data import load_run_data
 from primus.backends.megatron.step import StepOutcome, TrainingStep
 from primus.config.schema import ModelKeys, TrainConfig, TrainerConfig
 from primus.errors import ConfigError
 from primus.sft.formatters import TEMPLATE, read_templates
-from primus.sft.ledger import Ledger, write_ledgers
 from primus.sft.order import SequenceOrder
 from primus.sft.streaming import IndexedStream
 from primus.sft.tokenizer import load_tokenizer
@@ -113,56 +110,19 @@ def run_training(config: TrainConfig) -> TrainingResult:
     process = this_process()
     build_layout(config.trainer, world_size=process.world_size)
     tokenizer = load_tokenizer(source)
-    train: SFTDataset | IndexedStream
-    writes_quarantine = process.rank == 0
-    if config.trainer.sft_streaming:
-        stream, validation, writes_bos = build_stream(
-            config, tokenizer=tokenizer, state=_stream_state(config.trainer), writes_quarantine=writes_quarantine
-        )
-        # A step is asked for when it is loaded ahead, when it is trained, and when its state is saved.
-        num_kept = 4 + AHEAD_PER_WORKER * config.trainer.num_workers
-        train = IndexedStream(stream, pad_id=tokenizer.pad_id, num_kept=num_kept)
-        ledgers = {} if validation is None else {"validation": validation.ledger}
-        later = {"train": stream.ledger}
-    else:
-        train, validation = build_datasets(config, tokenizer=tokenizer, writes_quarantine=writes_quarantine)
-        writes_bos, later = train.formatter.writes_bos, {}
-        ledgers = {"train": train.ledger}
-        if validation is not None and validation.ledger is not train.ledger:
-            ledgers["validation"] = validation.ledger
-    _tell_rows(ledgers)
-    for name, data in (("train", train), ("validation", validation)):
-        if isinstance(data, SFTDataset) and data.packing_in_words:
-            logger.info("%s: %s sequences: %s", name, f"{len(data):,}", data.packing_in_words)
-    if process.rank == 0:
-        write_ledgers(ledgers, path=config.exp_dir / "logs" / "ledger.json")
+    data = load_run_data(config, tokenizer=tokenizer, is_first_rank=process.rank == 0)
     facts = TokenizerFacts(
         name=source,
         vocab_size=tokenizer.vocab_size,
-        adds_bos=tokenizer.adds_bos and not writes_bos,
+        adds_bos=tokenizer.adds_bos and not data.writes_bos,
         chat_templates=(
             read_templates(tokenizer, file=config.trainer.sft_chat_template).by_name
             if config.trainer.sft_conversation_format == TEMPLATE
             else {}
         ),
     )
-    try:
-        return train_on(config, process=process, train=train, validation=validation, tokenizer=facts)
-    finally:
-        # What a stream has read of is known at the end.
-        _tell_rows(later)
-        if later and process.rank == 0:
-            write_ledgers({**later, **ledgers}, path=config.exp_dir / "logs" / "ledger.json")
-
-
-def _tell_rows(ledgers: Mapping[str, Ledger]) -> None:
-    for line in (line for ledger in ledgers.values() for line in ledger.lines()):
-        logger.info("%s", line)
-
-
-def _stream_state(trainer: TrainerConfig) -> Mapping[str, Any] | None:
-    """Where the stream of the run goes on; None if it begins."""
-    return None if trainer.load is None or trainer.finetune else read_data_state(trainer.load)
+    with data.told_at_the_end():
+        return train_on(config, process=process, train=data.train, validation=data.validation, tokenizer=facts)
 
 
 def train_on(
