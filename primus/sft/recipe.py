@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How rows become training sequences: plain values from which any process builds the same formatter and tokenizer."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,11 +9,13 @@ from typing import Any
 
 from primus.chat.conversations import SourceOptions
 from primus.chat.messages import Conversation
-from primus.errors import ConversationError
+from primus.errors import ConfigError, ConversationError
 from primus.sft.encoding import TracedConversation, trace_conversations
 from primus.sft.formatters import ConversationFormatter, create_formatter
 from primus.sft.options import EncodingOptions
 from primus.sft.tokenizer import SFTTokenizer, load_tokenizer
+
+logger = logging.getLogger("primus")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +81,35 @@ class Encoder:
     def add_bos(self) -> bool | None:
         """Whether a sequence begins with BOS; None does what the tokenizer does by itself."""
         return False if self.options.add_bos is None and self.formatter.writes_bos else self.options.add_bos
+
+    def refuse_unfit(self) -> None:
+        """Refuse options that do not fit the format or the tokenizer, and warn of what is probably not meant.
+
+        Raises:
+            ConfigError: If BOS would stand twice, or no turn would have an end that can be trained.
+        """
+        if self.options.add_bos and self.formatter.writes_bos:
+            raise ConfigError(
+                "sft_add_bos: is on, but the format writes BOS itself where it is wanted, and a second one would"
+                " follow; set it to null"
+            )
+        if self.options.supervise_end_of_turn and not self.formatter.control_markers:
+            raise ConfigError(
+                f"{self.tokenizer.name}: has no EOS token, with which this format ends a turn, so the model would never"
+                " learn to stop; take a tokenizer that has one, or turn sft_supervise_end_of_turn off"
+            )
+        missing = [m for m in self.formatter.control_markers if m not in self.tokenizer.control_tokens]
+        if missing:
+            cost = sum(len(self.tokenizer.encode(marker).ids_T) for marker in missing)
+            logger.warning(
+                "%s: %s are no tokens of this tokenizer, so they are plain text: %d tokens in each turn instead of %d,"
+                " and a server has to stop at a text instead of a token; add them as special tokens, or take a"
+                " tokenizer that has them",
+                self.tokenizer.name,
+                " and ".join(missing),
+                cost,
+                len(missing),
+            )
 
     def trace(self, conversation: Conversation) -> TracedConversation:
         """Render and tokenize a conversation, whatever its length.

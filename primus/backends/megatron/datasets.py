@@ -52,7 +52,7 @@ def build_datasets(
     jobs = jobs_of_run(keys, seq_length=keys.seq_length)
     settings = _settings(config, tokenizer)
     settings.check([file for job in jobs.values() for file in job.recipe.files])
-    folders = {name: _prepared(job, cache_dir_of(config)) for name, job in jobs.items()}
+    folders = {name: _prepared(job, config, settings) for name, job in jobs.items()}
     if writes_quarantine:
         _copy_quarantine(folders, to=config.exp_dir / "quarantine")
     names = [name for name in jobs if name != VALIDATION_SPLIT]
@@ -135,7 +135,7 @@ def build_stream(
     if VALIDATION_SPLIT not in jobs:
         return StreamedData(stream, None, writes_bos)
     job = jobs[VALIDATION_SPLIT]
-    folder = _prepared(job, cache_dir_of(config))
+    folder = _prepared(job, config, settings)
     if quarantine is not None:
         _copy_quarantine({VALIDATION_SPLIT: folder}, to=quarantine, names=(VALIDATION_SPLIT,))
     validation = SFTDataset.from_tokenized(open_prepared(folder, VALIDATION_SPLIT), settings, job.recipe.files)
@@ -157,7 +157,7 @@ def _settings(config: TrainConfig, tokenizer: SFTTokenizer) -> DatasetSettings:
     )
 
 
-def _prepared(job: ShardJob, cache_dir: Path) -> Path:
+def _prepared(job: ShardJob, config: TrainConfig, settings: DatasetSettings) -> Path:
     told_s = time.monotonic()
 
     def tell(progress: Progress) -> None:
@@ -166,7 +166,14 @@ def _prepared(job: ShardJob, cache_dir: Path) -> Path:
             told_s = time.monotonic()
             logger.info("preparing data: %s rows, %.0f MB read", f"{progress.num_rows:,}", progress.num_bytes / 1e6)
 
-    return prepare_or_wait(job, cache_dir, num_workers=num_cores(), on_progress=tell, on_message=logger.info)
+    return prepare_or_wait(
+        job,
+        cache_dir_of(config),
+        num_workers=num_cores(),
+        on_progress=tell,
+        on_message=logger.info,
+        encoder=Encoder(settings.tokenizer, settings.formatter, job.recipe.options),
+    )
 
 
 def _copy_quarantine(

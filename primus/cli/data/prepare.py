@@ -79,6 +79,7 @@ def run(arguments: Sequence[str]) -> int:
             _prepare_on_ray(job, options.ray, lambda plan: options.out or prepared_folder(cache_dir, plan.key))
             continue
         plan = plan_preparation(job, cache_dir=cache_dir if options.out is None else None, on_message=_say)
+        plan.encoder.refuse_unfit()
         folder = options.out or prepared_folder(cache_dir, plan.key)
         if options.explain:
             print("\n".join(explain(plan.facts, folder)))

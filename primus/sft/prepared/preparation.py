@@ -94,6 +94,7 @@ def plan_preparation(
     cache_dir: Path | None = None,
     on_message: Callable[[str], None] = lambda _: None,
     describe: Describe = describe_sources,
+    encoder: Encoder | None = None,
 ) -> Plan:
     """Find out what a data set depends on: reads all its sources, and loads the tokenizer.
 
@@ -102,6 +103,7 @@ def plan_preparation(
         cache_dir: Where the content of sources that have not changed is remembered; None reads them all.
         on_message: Is told which process reads them while this one waits.
         describe: Reads them, where nothing is remembered.
+        encoder: What the job's recipe builds, if it is there already.
 
     Returns:
         The plan.
@@ -119,7 +121,7 @@ def plan_preparation(
             if cache_dir is None
             else thread.submit(describe_sources_once, files, cache_dir, on_message=on_message)
         )
-        encoder = job.recipe.build()
+        encoder = encoder or job.recipe.build()
         facts = key_facts(job, tokenizer=encoder.tokenizer, sources=sources.result())
     return Plan(
         job=job,
@@ -235,6 +237,7 @@ def prepare_or_wait(
     num_workers: int,
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_message: Callable[[str], None] = lambda _: None,
+    encoder: Encoder | None = None,
 ) -> Path:
     """The folder of a data set in a cache, prepared if it is not there.
 
@@ -247,6 +250,7 @@ def prepare_or_wait(
         num_workers: Processes that the one that works starts.
         on_progress: Is told how far the work has come.
         on_message: Is told what is waited for.
+        encoder: What the job's recipe builds, if it is there already.
 
     Returns:
         The folder, for `open_prepared`.
@@ -254,7 +258,7 @@ def prepare_or_wait(
     Raises:
         DataError: As `prepare` does; those that waited for one that failed raise what it raised.
     """
-    plan = plan_preparation(job, cache_dir=cache_dir, on_message=on_message)
+    plan = plan_preparation(job, cache_dir=cache_dir, on_message=on_message, encoder=encoder)
     folder = prepared_folder(cache_dir, plan.key)
     prepare(plan, folder, num_workers=num_workers, on_progress=on_progress, on_message=on_message)
     return folder

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the data sets of a run have in common, and what must hold before any row is read."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,8 @@ from primus.sft.dataset import EncodingOptions, TokenizedDataset, tokenize_files
 from primus.sft.formatters import ConversationFormatter, create_formatter
 from primus.sft.ledger import TRAINED, VALIDATION
 from primus.sft.packing import Method
+from primus.sft.recipe import Encoder
 from primus.sft.tokenizer import SFTTokenizer
-
-logger = logging.getLogger("primus")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,23 +79,12 @@ class DatasetSettings:
         Raises:
             ConfigError: If a file is standard input, or the options do not fit the format or the tokenizer.
         """
-        formatter = self.formatter
         if Path(STDIN) in files:
             raise ConfigError(
                 f"sft_dataset_name: {STDIN} is standard input, which no second rank and no later run can read; write it"
                 f" to a file first: primus data convert {STDIN} conversations.jsonl"
             )
-        if self.options.add_bos and formatter.writes_bos:
-            raise ConfigError(
-                "sft_add_bos: is on, but the format writes BOS itself where it is wanted, and a second one would"
-                " follow; set it to null"
-            )
-        if self.options.supervise_end_of_turn and not formatter.control_markers:
-            raise ConfigError(
-                f"{self.tokenizer.name}: has no EOS token, with which this format ends a turn, so the model would never"
-                " learn to stop; take a tokenizer that has one, or turn sft_supervise_end_of_turn off"
-            )
-        _warn_about_markers(self.tokenizer, formatter)
+        Encoder(self.tokenizer, self.formatter, self.options).refuse_unfit()
 
 
 def load_formatter(
@@ -126,19 +113,3 @@ def load_formatter(
         template=chat_template,
         template_kwargs=chat_template_kwargs,
     )
-
-
-def _warn_about_markers(tokenizer: SFTTokenizer, formatter: ConversationFormatter) -> None:
-    missing = [marker for marker in formatter.control_markers if marker not in tokenizer.control_tokens]
-    if missing:
-        cost = sum(len(tokenizer.encode(marker).ids_T) for marker in missing)
-        logger.warning(
-            "%s: %s are no tokens of this tokenizer, so they are plain text: %d tokens in each turn instead of %d,"
-            " and a"
-            " server has to stop at a text instead of a token; add them as special tokens, or take a tokenizer that has"
-            " them",
-            tokenizer.name,
-            " and ".join(missing),
-            cost,
-            len(missing),
-        )
