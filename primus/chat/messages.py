@@ -5,7 +5,8 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field, fields
-from typing import Literal, get_args
+from json.encoder import encode_basestring
+from typing import Any, Literal, get_args
 
 from primus.errors import ConversationError
 
@@ -188,17 +189,17 @@ class Conversation:
         return self._hash(next(i for i, role in enumerate(roles, start=1) if role != "system")).hex()
 
     def _hash(self, num_messages: int) -> bytes:
-        # Every text is told with its length, so that no two conversations write the same.
-        facts = [f"{len(tool)} {tool}" for tool in self.tools]
-        facts.append(f"{len(self.tools)} tools")
         # Tools bring a system turn along, so an empty one in front of them changes nothing.
         skipped = 1 if self.tools and self.messages[0] == Message("system", "") else 0
+        facts = [json.dumps(self.tools, ensure_ascii=False, separators=(",", ":"))]
         for m in self.messages[skipped:num_messages]:
-            facts.append(f"{m.role} {len(m.content)} {m.content}")
-            facts += (f"call {len(c.name)} {c.name}{c.arguments}" for c in m.tool_calls)
-            if m.reasoning is not None:
-                facts.append(f"reasoning {len(m.reasoning)} {m.reasoning}")
-        return hashlib.blake2b("\n".join(facts).encode(), digest_size=16).digest()
+            if m.tool_calls or m.reasoning is not None:
+                calls = [[c.name, c.arguments] for c in m.tool_calls]
+                fact: list[Any] = [m.role, m.content, calls, m.reasoning]
+                facts.append(json.dumps(fact, ensure_ascii=False, separators=(",", ":")))
+            else:
+                facts.append(f'["{m.role}",{encode_basestring(m.content)},[],null]')  # the same text, sooner
+        return hashlib.blake2b(f"[{','.join(facts)}]".encode(), digest_size=16).digest()
 
 
 def check_encodable(what: str, text: str) -> None:

@@ -220,6 +220,23 @@ def _streams_see_a_part_at_a_time(t: TrainerConfig) -> str | None:
     return f"true excludes {' and '.join(given)}, which need all the data at once; {' and '.join(given.values())}"
 
 
+@_rule("sft_loss_normalizer", "sft_truncation")
+def _windows_share_no_vote(t: TrainerConfig) -> str | None:
+    if t.sft_loss_normalizer != "conversation" or t.sft_truncation != "window":
+        return None
+    return (
+        "conversation gives each conversation one vote, and sft_truncation: window makes several sequences of one,"
+        " which come in different steps; set it to turn, or sft_truncation to keep_last_turns"
+    )
+
+
+@_rule("sft_sources")
+def _one_source_has_no_share(t: TrainerConfig) -> str | None:
+    if len(t.sft_sources) != 1 or t.sft_sources[0].weight is None:
+        return None
+    return "there is one source, and its weight is a share among several; leave it away"
+
+
 @_rule("train_iters", "sft_num_epochs")
 def _one_length_of_training(t: TrainerConfig) -> str | None:
     if t.train_iters is None and t.sft_num_epochs is None:

@@ -210,7 +210,7 @@ class DataKeys(_Section):
     sft_packing: Packing = "none"
     """Several conversations in a sequence: those that follow each other, or those that fill it best."""
     enable_packed_sequences: bool = False
-    """true means `sft_packing: best_fit`, unless that is set."""
+    """true means `sft_packing: best_fit` where that is `none`."""
     num_workers: NonNegativeInt = 2
     """Threads that load batches ahead of the step; 0 loads them when they are needed. The batches are the same."""
 

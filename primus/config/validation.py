@@ -104,6 +104,8 @@ def _keys_of_elements(model: type[BaseModel], key: str) -> Sequence[str]:
 
 
 def _complaint(value: str, errors: Sequence[ErrorDetails]) -> str:
+    if errors[0]["loc"] and isinstance(errors[0]["loc"][0], int) and errors[0]["type"].startswith("model"):
+        return "has an element that is no mapping; write each as {dataset_name: ...}"
     if len(errors) > 1:  # the one union of the schema
         return "is neither text nor a list of texts; write one of the two"
     kind, context = errors[0]["type"], errors[0].get("ctx", {})

@@ -13,14 +13,16 @@ from primus.chat.fixups import NOTHING_LEFT
 TRAINED: Final = "trained"
 VALIDATION: Final = "validation"
 CONVERTED: Final = "converted"
+STREAMED: Final = "streamed"
 OVERLONG = "overlong"
 NOTHING_TO_TRAIN = "nothing_to_train"
 
-_USED = (TRAINED, VALIDATION, CONVERTED)
+_USED = (TRAINED, VALIDATION, CONVERTED, STREAMED)
 _EXPLANATIONS = {
     TRAINED: "in the training data",
     VALIDATION: "held out for validation",
     CONVERTED: "written as messages",
+    STREAMED: "read by the stream; the newest of them may wait to be trained",
     OVERLONG: "longer than seq_length, dropped by sft_truncation",
     NOTHING_TO_TRAIN: "without a target (weights of 0, or all targets truncated)",
     NOTHING_LEFT: "dropped, for the fix-ups leave nothing to train",

@@ -59,6 +59,8 @@ class EncodingOptions:
         ):
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}, not one of {', '.join(choices)}")
+        if self.truncation == "window" and self.loss_normalizer == "conversation":
+            raise ValueError("a conversation that window makes into several sequences has no one vote to share")
         if not 0 < self.loss_weight < math.inf:
             raise ValueError(f"loss_weight is {self.loss_weight}, not a finite number above 0")
         if not self.messages_field:

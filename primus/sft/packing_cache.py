@@ -82,6 +82,8 @@ def stored_plan(
 
 def _read(path: Path, about: dict[str, Any]) -> PackPlan:
     facts = json.loads((path / _FACTS).read_bytes())
+    if not isinstance(facts, dict):
+        raise TypeError(f"{_FACTS} holds no object")
     digests, fill = facts.pop("digests"), float(facts.pop("fill"))
     if facts != about:
         raise ValueError("it was made of other sequences, or in another way")
@@ -109,7 +111,10 @@ def _write(path: Path, about: dict[str, Any], plan: PackPlan) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         facts = {**about, "fill": plan.fill, "digests": {name: _digest(part / name) for name in _ARRAYS}}
-        (part / _FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        with (part / _FACTS).open("w", encoding="utf-8") as file_of_facts:
+            file_of_facts.write(json.dumps(facts, indent=2) + "\n")
+            file_of_facts.flush()
+            os.fsync(file_of_facts.fileno())
         # Another process may have been faster; its plan is the same.
         shutil.rmtree(path, ignore_errors=True)
         part.rename(path)

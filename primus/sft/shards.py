@@ -25,7 +25,7 @@ from primus.sft.truncation import truncate
 from primus.sft.weighting import weigh
 from primus.sft.workers import Job
 
-Outcome = Literal["trained", "validation"]
+Outcome = Literal["trained", "validation", "streamed"]
 
 BATCHES_PER_SHARD = 64
 _GROUP_BYTES = 64 << 20
@@ -119,8 +119,7 @@ class ShardEncoder:
         work = _Work(conversations, encode_conversations(conversations, self._encoder))
         first = 0
         for reading, side in zip(readings, sides, strict=True):
-            for conversation in reading.conversations:
-                work.ledger.ignored_fields.update(conversation.ignored_fields)
+            work.ledger.ignored_fields.update({name for c in reading.conversations for name in c.ignored_fields})
             if isinstance(side, ConversationError):
                 work.refuse(reading, side)
                 continue
@@ -177,7 +176,9 @@ class ShardEncoder:
             ConversationError: If one of them can't be used; then none is.
         """
         used = VALIDATION if side == VALIDATION_SPLIT else self._outcome
-        fitted = [self._fit(place, work) for place in places]
+        noticed = Ledger()
+        fitted = [self._fit(place, work, noticed) for place in places]
+        work.ledger.add(noticed)
         outcomes = [fit if isinstance(fit, str) else used for fit in fitted]
         collected = work.splits[side]
         for place, fit in zip(places, fitted, strict=True):
@@ -192,7 +193,7 @@ class ShardEncoder:
             num_dropped=len(outcomes) - outcomes.count(used),
         )
 
-    def _fit(self, place: int, work: "_Work") -> int | tuple[EncodedConversation, ...] | str:
+    def _fit(self, place: int, work: "_Work", noticed: Ledger) -> int | tuple[EncodedConversation, ...] | str:
         """The row of the flat arrays that a conversation is, or its sequences, or why there are none."""
         max_tokens = self._max_seq_length + 1
         row = work.flat.rows.get(place)
@@ -203,12 +204,12 @@ class ShardEncoder:
         if isinstance(encoded, ConversationError):
             raise encoded
         if len(encoded.tokens_T) > max_tokens:
-            return self._shorten(conversation, num_tokens=len(encoded.tokens_T), work=work)
-        work.ledger.num_splits += encoded.num_splits
+            return self._shorten(conversation, num_tokens=len(encoded.tokens_T), noticed=noticed)
+        noticed.num_splits += encoded.num_splits
         return (encoded,) if encoded.num_targets else NOTHING_TO_TRAIN
 
     def _shorten(
-        self, conversation: Conversation, *, num_tokens: int, work: "_Work"
+        self, conversation: Conversation, *, num_tokens: int, noticed: Ledger
     ) -> tuple[EncodedConversation, ...] | str:
         """What is kept of a conversation that is too long."""
         max_tokens = self._max_seq_length + 1
@@ -225,10 +226,10 @@ class ShardEncoder:
         kept = truncate(
             self._encoder.trace(conversation), policy=policy, max_tokens=max_tokens, encode=self._encoder.trace
         )
-        work.ledger.num_truncated += 1
-        work.ledger.num_untrained_turns += kept.num_untrained_turns
-        work.ledger.num_splits += sum(sequence.num_splits for sequence in kept.sequences)
-        work.ledger.num_windows += max(len(kept.sequences) - 1, 0)
+        noticed.num_truncated += 1
+        noticed.num_untrained_turns += kept.num_untrained_turns
+        noticed.num_splits += sum(sequence.num_splits for sequence in kept.sequences)
+        noticed.num_windows += max(len(kept.sequences) - 1, 0)
         return kept.sequences or NOTHING_TO_TRAIN
 
 

@@ -35,6 +35,10 @@ def resolve_files(dataset_name: str | Path | Sequence[str | Path], *, split: str
         raise ConfigError("sft_dataset_name: names no file; name at least one")
     seen: set[Path] = set()
     for file in files:
+        try:
+            str(file).encode()
+        except UnicodeEncodeError as exc:
+            raise ConfigError(f"{str(file)!r}: the name of the file is not UTF-8; rename the file") from exc
         if file.resolve() in seen:
             raise ConfigError(f"{file}: is named twice, and its rows would be trained twice; name it once")
         seen.add(file.resolve())

@@ -85,7 +85,8 @@ class TurnSchedule:
             # Counted from the end, so that the last turn has exactly 1.
             factors -= (1 - self.start) * (behind / num_turns)
         elif self.kind == "exponential":
-            factors *= self.decay**behind
+            # A turn far from the end counts next to nothing, but it counts.
+            factors *= np.maximum(self.decay**behind, _SMALLEST_WEIGHT)
         return factors
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the configuration to the data sets of a run, prepared on the disk."""
 
+import json
 import logging
 import shutil
 import time
@@ -9,12 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from primus.backends.megatron.core.datasets.settings import DatasetSettings, load_formatter
-from primus.backends.megatron.core.datasets.sft_dataset import SFTDataset, warn_about_leakage
+from primus.backends.megatron.core.datasets.sft_dataset import SFTDataset, refuse_empty, warn_about_leakage
 from primus.backends.megatron.core.datasets.training_sequences import Source
 from primus.config.schema import DataSource, TrainConfig
+from primus.sft.ledger import STREAMED
 from primus.sft.options import build_options
 from primus.sft.prepared import Progress, cache_dir_of, jobs_of_run, open_prepared, prepare_or_wait
-from primus.sft.prepared.key import key_facts, key_of
+from primus.sft.prepared.key import canonical, key_facts
 from primus.sft.prepared.manifest import QUARANTINE
 from primus.sft.recipe import Encoder
 from primus.sft.shards import ShardEncoder, ShardJob
@@ -57,21 +59,23 @@ def build_datasets(
         _copy_quarantine(folders, to=config.exp_dir / "quarantine")
     names = [name for name in jobs if name != VALIDATION_SPLIT]
     shares = keys.sft_sources or (DataSource(dataset_name=""),)
-    train = SFTDataset.from_tokenized(
-        [
-            Source(open_prepared(folders[name]), epochs=share.epochs or 1.0, weight=share.weight)
-            for name, share in zip(names, shares, strict=True)
-        ],
-        settings,
-        [file for name in names for file in jobs[name].recipe.files],
-    )
+    sources = [
+        Source(open_prepared(folders[name]), epochs=share.epochs or 1.0, weight=share.weight)
+        for name, share in zip(names, shares, strict=True)
+    ]
+    for name, source in zip(names, sources, strict=True):
+        refuse_empty(source.data, settings, jobs[name].recipe.files)
+    files = [file for name in names for file in jobs[name].recipe.files]
+    train = SFTDataset.from_tokenized(sources, settings, files)
     held_out = dict.fromkeys(names if keys.sft_validation_fraction > 0 else (), VALIDATION_SPLIT)
     if VALIDATION_SPLIT in jobs:
         held_out = {VALIDATION_SPLIT: VALIDATION_SPLIT}
     if not held_out:
         return train, None
+    parts = [open_prepared(folders[name], split) for name, split in held_out.items()]
     validation = SFTDataset.from_tokenized(
-        [Source(open_prepared(folders[name], split)) for name, split in held_out.items()],
+        # A small source may have nothing held out.
+        [Source(part) for part in parts if len(part)] or parts[0],
         settings,
         [file for name in held_out for file in jobs[name].recipe.files],
     )
@@ -116,10 +120,12 @@ def build_stream(
     settings.check([file for job in jobs.values() for file in job.recipe.files])
     quarantine = config.exp_dir / "quarantine" if writes_quarantine else None
     recipe = jobs[TRAIN_SPLIT].recipe
-    facts = key_facts(jobs[TRAIN_SPLIT], tokenizer=tokenizer, sources=())
+    facts = json.loads(canonical(key_facts(jobs[TRAIN_SPLIT], tokenizer=tokenizer, sources=())))
     stream = StreamingDataset(
         recipe.files,
-        encoder=ShardEncoder(Encoder(tokenizer, settings.formatter, recipe.options), max_seq_length=keys.seq_length),
+        encoder=ShardEncoder(
+            Encoder(tokenizer, settings.formatter, recipe.options), max_seq_length=keys.seq_length, outcome=STREAMED
+        ),
         source=recipe.source,
         max_seq_length=keys.seq_length,
         global_batch_size=keys.global_batch_size,
@@ -128,7 +134,7 @@ def build_stream(
         packing=keys.packing,
         bad_rows=keys.sft_bad_rows,
         quarantine_path=None if quarantine is None else quarantine / f"{TRAIN_SPLIT}.jsonl",
-        identity=key_of(facts),
+        identity=facts,
         state=state,
     )
     writes_bos = settings.formatter.writes_bos

@@ -185,6 +185,13 @@ def _padding_share(train: SFTDataset, order: SequenceOrder, *, trainer: TrainerC
     return 1 - num_positions / num_places
 
 
+def _of_mixture(plan: Plan) -> str:
+    """How long an epoch is where sources are mixed; nothing where it is all sequences once."""
+    if plan.sequences_per_epoch == plan.train.num_sequences:
+        return ""
+    return f" of {plan.sequences_per_epoch:,} sequences, as the sources' shares say"
+
+
 def _row(label: str, value: str, remark: str = "") -> str:
     return f"  {label:<22}{value:>16}  {remark}".rstrip()
 
@@ -228,7 +235,7 @@ def _layout_lines(plan: Plan) -> list[str]:
             f"micro-batches of {trainer.micro_batch_size} x {layout.num_micro_batches} passes x "
             f"{layout.data_parallel_size} data-parallel ranks",
         ),
-        _row("steps", f"{plan.num_steps:,}", f"{plan.num_epochs:.3g} epochs"),
+        _row("steps", f"{plan.num_steps:,}", f"{plan.num_epochs:.3g} epochs{_of_mixture(plan)}"),
     ]
 
 

@@ -42,8 +42,8 @@ class RunData:
         """Tell what became of the rows of a stream behind the block, also if it fails."""
         try:
             yield
-        finally:
             _tell(self.streamed)
+        finally:
             if self.streamed and self.path is not None:
                 write_ledgers({**self.streamed, **self.ledgers}, path=self.path)
 

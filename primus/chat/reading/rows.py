@@ -3,7 +3,6 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from primus.chat.reading.strict_json import describe_json_error, load_json
@@ -12,6 +11,7 @@ MAX_ROW_BYTES = 1 << 28
 """The longest line, cell or element that is read. No conversation is as long; a file without line ends may be."""
 
 _ROWS_PER_BATCH = 256
+_CHARS_PER_BATCH = 1 << 20
 _SHOWN_CHARS = 1000
 
 
@@ -75,9 +75,25 @@ def in_batches(rows: Iterable[Row], *, path: str, bytes_read: Callable[[], int])
     Yields:
         The batches, in order.
     """
-    rows = iter(rows)
-    while chunk := tuple(islice(rows, _ROWS_PER_BATCH)):
-        yield RowBatch(path, decoded=chunk, bytes_read=bytes_read())
+    chunk: list[Row] = []
+    num_chars = 0
+    for row in rows:
+        chunk.append(row)
+        num_chars += _num_chars(row.value)
+        if len(chunk) == _ROWS_PER_BATCH or num_chars >= _CHARS_PER_BATCH:
+            yield RowBatch(path, decoded=tuple(chunk), bytes_read=bytes_read())
+            chunk, num_chars = [], 0
+    if chunk:
+        yield RowBatch(path, decoded=tuple(chunk), bytes_read=bytes_read())
+
+
+def _num_chars(value: Any) -> int:
+    """About how many characters of text a decoded value has."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_num_chars, value.values()))
+    return sum(map(_num_chars, value)) if isinstance(value, list | tuple) else 0
 
 
 def too_long(origin: str, *, beginning: str, limit: int) -> Row:

@@ -76,6 +76,7 @@ def run(arguments: Sequence[str]) -> int:
         if len(jobs) > 1:
             print(f"{name} data:")
         if options.ray is not None and not options.explain:
+            job.recipe.build().refuse_unfit()
             _prepare_on_ray(job, options.ray, lambda plan: options.out or prepared_folder(cache_dir, plan.key))
             continue
         plan = plan_preparation(job, cache_dir=cache_dir if options.out is None else None, on_message=_say)

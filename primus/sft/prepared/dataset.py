@@ -41,7 +41,7 @@ class PreparedDataset(TokenizedDataset):
                 " sft_validation_fraction, or name another split"
             )
         self.folder, self.manifest, self.split = folder, manifest, split
-        _check_sizes(folder, manifest)
+        check_sizes(folder, manifest)
         shards = manifest.splits[split]
         _allow_open_files(_FILES_PER_SHARD * len(shards) + _OTHER_FILES)
         try:
@@ -98,7 +98,16 @@ def read_ledger(folder: Path) -> Ledger:
         raise DataError(f"{path}: is damaged ({type(exc).__name__}: {exc}); {REDO}") from exc
 
 
-def _check_sizes(folder: Path, manifest: Manifest) -> None:
+def check_sizes(folder: Path, manifest: Manifest) -> None:
+    """Refuse a data set of which a file is missing or of another size.
+
+    Args:
+        folder: Its folder.
+        manifest: Its manifest.
+
+    Raises:
+        DataError: If one is.
+    """
     for name, facts in manifest.all_files().items():
         path = folder / name
         try:

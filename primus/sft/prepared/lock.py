@@ -21,7 +21,7 @@ _HELD_BY_ANOTHER = (errno.EACCES, errno.EAGAIN)
 
 
 @contextmanager
-def hold(path: Path, *, on_wait: Callable[[str], None]) -> Iterator[None]:
+def hold(path: Path, *, on_wait: Callable[[str], None], about: str = "") -> Iterator[None]:
     """Hold a lock; the system gives it back when the process ends, however it does.
 
     Where the process that this one waited for ended with an error of the user's, this one ends with it, too: the same
@@ -30,6 +30,7 @@ def hold(path: Path, *, on_wait: Callable[[str], None]) -> Iterator[None]:
     Args:
         path: The lock's file, which is removed afterwards.
         on_wait: Is told who holds it, at once and then every 30 seconds.
+        about: What it is held for; the error of a process that held it for something else is none of this one's.
 
     Yields:
         Nothing.
@@ -39,20 +40,20 @@ def hold(path: Path, *, on_wait: Callable[[str], None]) -> Iterator[None]:
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = _acquired(path, on_wait)
+        file = _acquired(path, on_wait, about)
     with file:
-        _write_note(file)
+        _write_note(file, about=about)
         try:
             yield
         except PrimusError as exc:
-            _write_note(file, problems=list(exc.problems))
+            _write_note(file, about=about, problems=list(exc.problems))
             raise
         finally:
             # While it is held: who waits for it reads the note, finds that the file is gone, and makes a new one.
             path.unlink(missing_ok=True)
 
 
-def _acquired(path: Path, on_wait: Callable[[str], None]) -> IO[str]:
+def _acquired(path: Path, on_wait: Callable[[str], None], about: str) -> IO[str]:
     last_message_s: float | None = None
     while True:
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+", encoding="utf-8")
@@ -64,9 +65,10 @@ def _acquired(path: Path, on_wait: Callable[[str], None]) -> IO[str]:
             time.sleep(_SECONDS_BETWEEN_TRIES)
         if _is_current(file, path):
             return file
-        problems = _note(file).get("problems")
+        note = _note(file)
+        problems = note.get("problems")
         file.close()
-        if problems:
+        if problems and note.get("about", "") == about:
             raise DataError(*problems)
 
 

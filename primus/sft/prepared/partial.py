@@ -8,8 +8,9 @@
   train/shard-00000/     its files, where they stay
 """
 
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -101,13 +102,16 @@ class PartialFolder:
         self.path = path
         self._writer = writer
 
-    def open(self, key: str, stamps: Sequence[Stamp]) -> dict[int, ShardRecord]:
+    def open(
+        self, key: str, stamps: Sequence[Stamp], *, on_message: Callable[[str], None] = lambda _: None
+    ) -> dict[int, ShardRecord]:
         """Make the folder, or take over what a process has left there.
 
         Args:
             key: The key of the data set.
             stamps: The strict stamps of its sources, taken before their content was hashed: shards that were made
                 before a source was written may be made of what it held in between.
+            on_message: Is told if what is there can't be taken over.
 
         Returns:
             The finished shards whose files are what was written, by number.
@@ -118,6 +122,7 @@ class PartialFolder:
         state = {"key": key, "stamps": [asdict(stamp) for stamp in stamps]}
         if self.path.exists() and not self._is_of(state):
             self._refuse_other_content()
+            on_message(f"{self.path}: was begun with other options, or before a source was touched; begins anew")
             self.remove()
         if not self.path.exists():
             self.path.mkdir(parents=True)
@@ -217,8 +222,14 @@ class PartialFolder:
         return self.path / QUARANTINES / f"{number:05}.jsonl"
 
     def remove(self) -> None:
-        """Remove everything."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove everything, at once: what is left where files can't be removed has another name.
+
+        Raises:
+            OSError: If it can't be renamed, or not all of it can be removed.
+        """
+        trash = self.path.with_name(f"{self.path.name}.{os.getpid()}.old")
+        self.path.rename(trash)
+        shutil.rmtree(trash)
 
     def _unnamed(self, split: str, number: int) -> Path:
         return self.path / f"{shard_folder(split, number)}{self._writer}"

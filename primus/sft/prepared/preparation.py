@@ -20,6 +20,7 @@ from primus.sft.dataset import fingerprint_of, listed_problems
 from primus.sft.ledger import Ledger
 from primus.sft.prepared.cache import prepared_folder
 from primus.sft.prepared.collected import KEPT, CollectedShard, splits_of
+from primus.sft.prepared.dataset import check_sizes
 from primus.sft.prepared.disk import FileFacts, disk_errors, read_pieces, sync_folder, write_file
 from primus.sft.prepared.key import Facts, differences, key_facts, key_of
 from primus.sft.prepared.lock import hold
@@ -153,6 +154,7 @@ def find_prepared(plan: Plan, folder: Path) -> Manifest | None:
         if not (folder / MANIFEST).is_file():
             raise DataError(f"{folder}: is in the way, and no prepared data set; move it away, or name another folder")
     manifest = read_manifest(folder)
+    check_sizes(folder, manifest)
     if manifest.key != plan.key:
         changes = differences(manifest.facts, plan.facts)
         raise DataError(
@@ -211,10 +213,16 @@ def prepare_by(
     Returns:
         The manifest of the data set.
     """
+    if not folder.name or folder.is_symlink():
+        folder = folder.resolve()
     found = find_prepared(plan, folder)
     if found is not None:
         return found
-    with hold(folder.with_name(f"{folder.name}.lock"), on_wait=on_message):
+    if folder.is_mount():
+        raise DataError(
+            f"{folder}: is where a disk is mounted, which can't be replaced by a folder; name one inside it"
+        )
+    with hold(folder.with_name(f"{folder.name}.lock"), on_wait=on_message, about=plan.key):
         found = find_prepared(plan, folder)
         if found is not None:
             return found
@@ -271,7 +279,7 @@ class _Preparation:
         self._plan = plan
         self._partial = partial
         with disk_errors(partial.path):
-            self._records = partial.open(plan.key, plan.strict_stamps)
+            self._records = partial.open(plan.key, plan.strict_stamps, on_message=on_message)
         if self._records:
             on_message(f"{partial.path}: takes over {len(self._records)} finished shards")
         self._num_shards = 0
@@ -365,7 +373,8 @@ def finish(
             problems = [problem for record in records for problem in record.problems]
             raise DataError(*listed_problems(problems, num_rows=ledger.num_rows, num_problems=num_problems))
     except DataError:
-        partial.remove()
+        with disk_errors(partial.path):
+            partial.remove()
         raise
     shards = {split: tuple(record.splits[split] for record in records) for split in splits_of(plan.job).values()}
     counts = ledger.to_dict()

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from primus.sft.masking import PackedTargets
 from primus.sft.options import BadRows
 from primus.sft.packing import Method
 from primus.sft.permutation import Permutation
+from primus.sft.prepared.disk import disk_errors
 from primus.sft.prepared.manifest import ledger_from
 from primus.sft.quarantine import quarantine_line
 from primus.sft.sequences import Int64Array, SequenceArrays, SequenceShards, bounds_of
@@ -119,8 +121,8 @@ class StreamingDataset:
         packing_buffer: Sequences that `best_fit` chooses from.
         bad_rows: Whether the stream ends at a bad row, or writes it and goes on.
         quarantine_path: Where bad rows are written; None only counts them.
-        identity: Whatever else the sequences depend on, in a word: tokenizer, format, options. A state with another one
-            is refused.
+        identity: Whatever else the sequences depend on, as plain JSON data: tokenizer, format, options. A state with
+            another one is refused.
         batch_bytes: About how many bytes of lines are read at once.
         state: `StreamState.to_dict` of a batch; the stream goes on with the next one.
 
@@ -151,7 +153,7 @@ class StreamingDataset:
         packing_buffer: int = PACKING_BUFFER,
         bad_rows: BadRows = "error",
         quarantine_path: Path | None = None,
-        identity: str = "",
+        identity: Mapping[str, Any] = MappingProxyType({}),
         batch_bytes: int = BATCH_BYTES,
         state: Mapping[str, Any] | None = None,
     ) -> None:
@@ -173,13 +175,14 @@ class StreamingDataset:
         self._quarantine_path = quarantine_path
         self.source = {
             "sft_dataset_name": [[str(file), size] for file, size in zip(self._files, self._sizes, strict=True)],
+            "the time of the last change of each file": list(map(_changed_ns, self._files)),
             "seed": seed,
             "seq_length": max_seq_length,
             "sft_shuffle_buffer": shuffle_buffer,
             "sft_packing": packing,
             "the number of sequences to pack from": packing_buffer,
             "the size of a batch of rows": batch_bytes,
-            "the identity of tokenizer and options": identity,
+            "what sequences are made with": dict(identity),
         }
         self._reader = SequenceReader(self._files, source=source, encoder=encoder, batch_bytes=batch_bytes)
         self._shuffle = ShuffleBuffer[StreamedSequence](shuffle_buffer, seed=seed)
@@ -275,7 +278,10 @@ class StreamingDataset:
             raise DataError(*listed_problems(encoded.problems, num_rows=self.ledger.num_rows))
         if encoded.bad_rows and self._quarantine_path is not None:
             lines = [quarantine_line(bad.row, reason=bad.reason, error=bad.error) for bad in encoded.bad_rows]
-            with self._quarantine_path.open("a", encoding="utf-8", newline="") as file:
+            with (
+                disk_errors(self._quarantine_path),
+                self._quarantine_path.open("a", encoding="utf-8", newline="") as file,
+            ):
                 file.writelines(lines)
             self._quarantine_bytes += sum(map(len, lines))
 
@@ -284,11 +290,14 @@ class StreamingDataset:
         path = self._quarantine_path
         if path is None:
             return
-        if not self._quarantine_bytes:
-            path.unlink(missing_ok=True)
+        with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        elif path.exists():
-            os.truncate(path, min(self._quarantine_bytes, path.stat().st_size))
+            if self._quarantine_bytes and path.exists():
+                os.truncate(path, min(self._quarantine_bytes, path.stat().st_size))
+            else:
+                path.unlink(missing_ok=True)
+            # A run that goes on in another folder writes its own file; the rows before are in that of the other run.
+            self._quarantine_bytes = path.stat().st_size if path.exists() else 0
 
     def state(self) -> StreamState:
         """Where the stream is: the state of the newest batch, or that from which it goes on."""
@@ -333,6 +342,11 @@ def _sizes(files: Sequence[Path]) -> list[int]:
     if any(str(file) == STDIN for file in files):
         raise DataError(f"{_NAME}: standard input can be read only once; name files")
     return [_size(file) for file in files]
+
+
+def _changed_ns(file: Path) -> int:
+    """When a file was last written, in nanoseconds; 0 for what is not on disk."""
+    return file.stat().st_mtime_ns if file.is_file() else 0
 
 
 def _size(file: Path) -> int:

@@ -6,6 +6,7 @@ G: packs of a global batch. B: some packs. S: positions of a training sequence.
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from threading import Lock
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from primus.errors import DataError
 from primus.sft.masking import PackedTargets
 from primus.sft.sequences import Int64Array
 from primus.sft.streaming.dataset import StreamedBatch, StreamingDataset
@@ -61,7 +61,7 @@ class IndexedStream:
         self._newest = self.first_step - 1
         self._batches: dict[int, StreamedBatch] = {}
         self._lock = Lock()
-        self._error: DataError | None = None
+        self._error: BaseException | None = None
 
     def global_batch(self, step: int) -> IntArray:
         """The numbers of the packs of a step, counted from 0; shape [G]."""
@@ -136,9 +136,12 @@ class IndexedStream:
     def _next(self) -> StreamedBatch:
         if self._error is not None:
             raise self._error
+        done = False
         try:
-            return next(self._rest)
-        except DataError as exc:
-            # Every thread that asks later is told the same.
-            self._error = exc
-            raise
+            batch = next(self._rest)
+            done = True
+        finally:
+            if not done:
+                # Every thread that asks later is told the same, whatever it is.
+                self._error = sys.exc_info()[1]
+        return batch

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from primus.errors import DataError
 from primus.sft.ledger import Ledger
+from primus.sft.prepared.key import differences
 from primus.sft.streaming.reading import Place, StreamedSequence
 
 STATE_FORMAT: Final = 1
@@ -112,6 +113,14 @@ def check_source(written: Mapping[str, Any], source: Mapping[str, Any], *, name:
         )
     for key, ours in source.items():
         theirs = written["source"].get(key)
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            changes = differences(theirs, ours)
+            if not changes:
+                continue
+            raise DataError(
+                f"{name}: the checkpoint was written with other settings ({'; '.join(changes)}), so the stream would go"
+                " on with other batches; set them back, or start anew"
+            )
         if theirs != ours:
             raise DataError(
                 f"{name}: the checkpoint was written while {key} was {_shortened(theirs)}, and now it is"

@@ -42,11 +42,12 @@ class FastEngine:
         self._name = name
         self._num_texts = 0
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, index: int = 0) -> list[int]:
         """The ids of a text.
 
         Args:
             text: The text.
+            index: Which of several texts it is, for an error.
 
         Returns:
             Its ids, without BOS and EOS.
@@ -60,7 +61,7 @@ class FastEngine:
             return self._reference(text)
         self._num_texts += 1
         if self._num_texts % CHECK_EVERY == 0:
-            self._compare(ids, text, index=0)
+            self._compare(ids, text, index=index)
         return ids
 
     def encode_all(self, texts: Sequence[str]) -> tuple[Int32Array, IntArray]:
@@ -78,7 +79,7 @@ class FastEngine:
         try:
             packed, bounds = self._tokenizer.encode_batch_flat(list(texts), add_special_tokens=False)
         except (ValueError, RuntimeError):
-            ids = [self.encode(text) for text in texts]
+            ids = [self.encode(text, index=index) for index, text in enumerate(texts)]
             first_N = np.cumsum([0, *map(len, ids)], dtype=np.int64)
             return np.array([token_id for of_text in ids for token_id in of_text], dtype=np.int32), first_N
         ids_T = np.frombuffer(packed, dtype="<i4")  # the engine's are unsigned, and far below the sign

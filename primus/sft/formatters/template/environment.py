@@ -134,7 +134,7 @@ class ChatTemplate:
     Args:
         source: Its text.
         origin: Where it came from, for messages.
-        now: What its clock shows; None takes the time at which it is made, so that all its renders agree.
+        now: What its clock shows; None takes the beginning of the present day.
 
     Raises:
         ConfigError: If it is no valid Jinja; the message has the line.
@@ -144,7 +144,11 @@ class ChatTemplate:
         self.source = source
         self.origin = origin
         # Local time without a zone, as transformers has it.
-        self.now = now or datetime.now(tz=timezone.utc).astimezone().replace(tzinfo=None)
+        # The day, and no time: all processes that render a data set must write the same.
+        today = (
+            datetime.now(tz=timezone.utc).astimezone().replace(tzinfo=None, hour=0, minute=0, second=0, microsecond=0)
+        )
+        self.now = now or today
         self.environment, self._template = compile_template(
             source, environment=ChatEnvironment(self.now), origin=origin, prepare=count_loops
         )

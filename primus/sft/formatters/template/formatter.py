@@ -42,7 +42,7 @@ class TemplateFormatter:
         control_tokens: The tokenizer's control tokens; None takes what looks like one.
         special_tokens: Texts of the tokenizer's special tokens by name: `bos_token`, `eos_token` and so on.
         variables: What else the template is given, such as `enable_thinking`.
-        now: What the template's clock shows; None takes the present time, once for all conversations.
+        now: What the template's clock shows; None takes the beginning of the present day.
 
     Attributes:
         num_renders: Renders so far, apart from those of a few words with which the template is got to know.

@@ -4,6 +4,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -128,13 +129,17 @@ def conversations(num: int, *, seed: int = 0, longest: int = 20) -> list[Encoded
     return made
 
 
-def dataset_of(made: Sequence[EncodedConversation], *, packing: Method, max_seq_length: int = 32) -> SFTDataset:
-    """The data set of conversations, in two shards."""
+def dataset_of(
+    made: Sequence[EncodedConversation], *, packing: Method, max_seq_length: int = 32, units: int | None = None
+) -> SFTDataset:
+    """The data set of conversations, in two shards; each with so many units, or one for each target."""
     half = len(made) // 2
     shards = [
         SequenceArrays.of_conversations(part, content_hashes=[bytes(16)] * len(part))
         for part in (made[:half], made[half:])
     ]
+    if units is not None:
+        shards = [replace(shard, num_units_N=np.full(len(shard), units, dtype=np.int32)) for shard in shards]
     tokenizer = _byte_tokenizer()
     settings = DatasetSettings(
         tokenizer=tokenizer,

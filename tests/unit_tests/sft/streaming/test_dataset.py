@@ -229,29 +229,34 @@ def test_a_state_stays_that_of_its_time(stream: Stream, with_bad_rows: list[Path
 
 
 def test_a_state_of_another_stream_is_refused(stream: Stream, files: list[Path]) -> None:
-    state = written(first(stream(identity="a"), 3)[-1])
+    state = written(first(stream(identity={"x": "a"}), 3)[-1])
     for options, what in (
-        ({"seed": 4}, "seed was 3, and now it is 4"),
-        ({"shuffle_buffer": 21}, "sft_shuffle_buffer was 20, and now it is 21"),
-        ({"packing": "none"}, "sft_packing was 'best_fit', and now it is 'none'"),
-        ({"identity": "b"}, "the identity of tokenizer and options was 'a', and now it is 'b'"),
-        ({"of": files[:3]}, r"sft_dataset_name was \[\[.*, and now it is "),
+        ({"seed": 4}, "while seed was 3, and now it is 4"),
+        ({"shuffle_buffer": 21}, "while sft_shuffle_buffer was 20, and now it is 21"),
+        ({"packing": "none"}, "while sft_packing was 'best_fit', and now it is 'none'"),
+        ({"identity": {"x": "b"}}, r"with other settings \(x: 'a' -> 'b'\)"),
+        ({"of": files[:3]}, r"while sft_dataset_name was \[\[.*, and now it is "),
     ):
-        with pytest.raises(DataError, match=f"^sft_streaming: the checkpoint was written while {what}.*start anew$"):
-            stream(state=state, **{"identity": "a", **options})
+        with pytest.raises(DataError, match=f"^sft_streaming: the checkpoint was written {what}.*start anew$"):
+            stream(state=state, **{"identity": {"x": "a"}, **options})
     with pytest.raises(DataError, match="the state of the stream has the format 0, and this version reads 1"):
-        stream(identity="a", state={**state, "format": 0})
+        stream(identity={"x": "a"}, state={**state, "format": 0})
 
 
 def test_rows_that_changed_under_a_checkpoint_are_refused(stream: Stream, files: list[Path]) -> None:
     dataset = stream(of=files[:1], shuffle_buffer=300)
     state = written(first(dataset, 1)[0])
     content = files[0].read_text()
+    written_ns = files[0].stat().st_mtime_ns
     files[0].write_text(content.replace("lines 17.", "LINES 17."))
+    with pytest.raises(DataError, match="the time of the last change of each file was"):
+        stream(of=files[:1], shuffle_buffer=300, state=state)
+    os.utime(files[0], ns=(written_ns, written_ns))
     with pytest.raises(DataError, match=r"lines\.jsonl:18 is not what it was when the checkpoint was written"):
         stream(of=files[:1], shuffle_buffer=300, state=state)
     files[0].write_text(content[: content.index("lines 17.")].rpartition("\n")[0] + "\n" * 9000)
     state["source"]["sft_dataset_name"][0][1] = files[0].stat().st_size
+    os.utime(files[0], ns=(written_ns, written_ns))
     with pytest.raises(DataError, match=r"lines\.jsonl: the rows of a conversation that was read are not there any"):
         stream(of=files[:1], shuffle_buffer=300, state=state)
 

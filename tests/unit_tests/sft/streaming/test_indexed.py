@@ -75,7 +75,7 @@ def test_an_error_is_told_to_every_thread(stream: Stream, files: list[Path]) -> 
 def test_another_stream_has_another_fingerprint(stream: Stream) -> None:
     prints = {
         indexed(stream, **options).fingerprint
-        for options in ({}, {"seed": 4}, {"shuffle_buffer": 21}, {"packing": "none"}, {"identity": "b"})
+        for options in ({}, {"seed": 4}, {"shuffle_buffer": 21}, {"packing": "none"}, {"identity": {"x": "b"}})
     }
     assert len(prints) == 5
     assert indexed(stream, global_batch_size=5).fingerprint in prints

@@ -142,8 +142,7 @@ class SFTDataset(TrainingSequences):
         self, sources: TokenizedDataset | Sequence[Source], settings: "DatasetSettings", files: Sequence[Path]
     ) -> None:
         parts = [sources] if isinstance(sources, TokenizedDataset) else [source.data for source in sources]
-        for part in parts:
-            self._refuse_empty(part, settings, files)
+        refuse_empty(TokenizedDataset.joined(parts), settings, files)
         super().__init__(
             sources,
             packing=settings.packing,
@@ -155,27 +154,6 @@ class SFTDataset(TrainingSequences):
         self.formatter = settings.formatter
         self.options = settings.options
         self.ledger: Ledger = self.data.ledger
-
-    @staticmethod
-    def _refuse_empty(data: TokenizedDataset, settings: "DatasetSettings", files: Sequence[Path]) -> None:
-        if not len(data) and (used := data.ledger.num_used):
-            raise DataError(
-                f"{', '.join(map(str, files))}: all {used} conversations fall on one side of"
-                " sft_validation_fraction, and"
-                " none on the other (those that open alike stay together); choose another fraction, or name files to"
-                " validate on"
-            )
-        if not len(data) and data.ledger.num_bad == data.ledger.num_rows:
-            raise DataError(
-                f"{', '.join(map(str, files))}: all {data.ledger.num_rows} rows are bad; look at them with"
-                " sft_bad_rows: error, or in the quarantine"
-            )
-        if not len(data):
-            summary = "; ".join(line.strip() for line in data.ledger.lines())
-            raise DataError(
-                f"{', '.join(map(str, files))}: no conversation is left to train with seq_length"
-                f" {settings.max_seq_length} ({summary}); raise seq_length, or look at the rows"
-            )
 
     def shared_with(self, other: "SFTDataset") -> Iterator[tuple[str, str]]:
         """The origins, here and there, of conversations that stand in both data sets."""
@@ -285,6 +263,37 @@ def build_train_valid_test_datasets(
 
 def _in(folder: Path | None, split: str) -> Path | None:
     return None if folder is None else folder / f"{split}.jsonl"
+
+
+def refuse_empty(data: TokenizedDataset, settings: DatasetSettings, files: Sequence[Path]) -> None:
+    """Refuse data without a conversation.
+
+    Args:
+        data: The data.
+        settings: How they were made.
+        files: What they were made from.
+
+    Raises:
+        DataError: If there is none; the message says what became of the rows.
+    """
+    if not len(data) and (used := data.ledger.num_used):
+        raise DataError(
+            f"{', '.join(map(str, files))}: all {used} conversations fall on one side of"
+            " sft_validation_fraction, and"
+            " none on the other (those that open alike stay together); choose another fraction, or name files to"
+            " validate on"
+        )
+    if not len(data) and data.ledger.num_bad == data.ledger.num_rows:
+        raise DataError(
+            f"{', '.join(map(str, files))}: all {data.ledger.num_rows} rows are bad; look at them with"
+            " sft_bad_rows: error, or in the quarantine"
+        )
+    if not len(data):
+        summary = "; ".join(line.strip() for line in data.ledger.lines())
+        raise DataError(
+            f"{', '.join(map(str, files))}: no conversation is left to train with seq_length"
+            f" {settings.max_seq_length} ({summary}); raise seq_length, or look at the rows"
+        )
 
 
 def warn_about_leakage(train: SFTDataset, other: SFTDataset | None, what: str) -> None:

@@ -89,7 +89,7 @@ class TrainingSequences(Dataset[dict[str, torch.Tensor]]):
         self.max_seq_length = max_seq_length
         self.seed = seed
         facts = [] if packing == "none" else [packing, str(max_seq_length)]
-        facts += [f"{share.num_items}x{share.epochs:g}" for share in self.shares or ()]
+        facts += [f"{share.items_per_epoch}/{share.num_items}" for share in self.shares or ()]
         self.fingerprint = "-".join([self.data.fingerprint, *facts])
         self._assembler = Assembler(self.data, pad_id=pad_id)
 
