@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal
 
 from primus.errors import DataError
 from primus.sft.encoding import SuperviseTurns
@@ -19,7 +18,7 @@ from primus.sft.options import BadRows, EncodingOptions
 from primus.sft.quarantine import Quarantine
 from primus.sft.recipe import Encoder
 from primus.sft.sequences import SequenceArrays, SequenceShards
-from primus.sft.shards import ShardEncoder, shard_batches
+from primus.sft.shards import Outcome, ShardEncoder, shard_batches
 from primus.sft.sources import TRAIN_SPLIT, VALIDATION_SPLIT
 from primus.sft.tokenizer import SFTTokenizer
 from primus.sft.truncation import Truncation
@@ -94,7 +93,7 @@ def tokenize_files(
     tokenizer: SFTTokenizer,
     max_seq_length: int,
     options: EncodingOptions,
-    outcome: Literal["trained", "validation"] = TRAINED,
+    outcome: Outcome = TRAINED,
     validation_fraction: float = 0.0,
     quarantine_path: Path | None = None,
 ) -> tuple[TokenizedDataset, TokenizedDataset]:
