@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from primus.backends.megatron.core.datasets.sft_dataset import SFTDataset
-from primus.backends.megatron.datasets import build_datasets
+from primus.backends.megatron.datasets import build_datasets, build_stream
 from primus.backends.megatron.plan import build_plan
 from primus.cli.parsing import HELP_WIDTH
 from primus.cli.preview import preview
 from primus.config.schema import TrainConfig
-from primus.errors import ConfigError
+from primus.sft.streaming import StreamedBatch
 from primus.sft.tokenizer import load_tokenizer
 
 # Conversations of a packed sequence that are shown; the rest is counted.
@@ -26,12 +26,11 @@ def print_plan(config: TrainConfig, *, world_size: int) -> None:
         config: The run.
         world_size: Ranks to plan for.
     """
-    if config.trainer.sft_streaming:
-        raise ConfigError(
-            "sft_streaming: a stream is read while it is trained, so there is nothing to plan with before; look at it"
-            " with primus data check and primus data stats, or plan with sft_streaming=false"
-        )
     tokenizer = load_tokenizer(config.trainer.tokenizer_model or "")
+    if config.trainer.sft_streaming:
+        stream, _, _ = build_stream(config, tokenizer=tokenizer, state=None, writes_quarantine=False)
+        print("\n".join(_first_batch(next(iter(stream)))))
+        return
     train, validation = build_datasets(config, tokenizer=tokenizer, writes_quarantine=False)
     plan = build_plan(config, train=train, validation=validation, world_size=world_size)
     for title, data in (("rows", train), ("validation rows", validation)):
@@ -39,6 +38,19 @@ def print_plan(config: TrainConfig, *, world_size: int) -> None:
             print("\n".join([title, *_wrapped(data.ledger.lines())]))
     print("\n".join(plan.lines()))
     print("\n".join(_first_sequence(train)))
+
+
+def _first_batch(batch: StreamedBatch) -> list[str]:
+    """What can be said of a stream before it is read."""
+    counts = (
+        f"{len(batch)} sequences with {len(batch.sequences)} conversations,"
+        f" {int(batch.num_positions_P.sum()):,} positions, {int(batch.num_targets_P.sum()):,} of them trained"
+    )
+    return [
+        "stream: it is read while it is trained, so there is no plan; sft_streaming=false gives one",
+        f"first global batch: {counts}",
+        *(f"  {', '.join(batch.origins(pack)[:_MOST_CONVERSATIONS])}" for pack in range(min(len(batch), 3))),
+    ]
 
 
 def _wrapped(lines: Sequence[str]) -> list[str]:

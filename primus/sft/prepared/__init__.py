@@ -19,14 +19,8 @@ from primus.sft.prepared.cache import CACHE_NAME, cache_dir_of, explain, prepare
 from primus.sft.prepared.dataset import PreparedDataset, open_prepared, read_ledger
 from primus.sft.prepared.key import differences
 from primus.sft.prepared.manifest import Manifest, read_manifest
-from primus.sft.prepared.preparation import (
-    Plan,
-    Progress,
-    find_prepared,
-    plan_preparation,
-    prepare,
-    prepare_or_wait,
-)
+from primus.sft.prepared.planning import Plan, plan_preparation
+from primus.sft.prepared.preparation import Progress, find_prepared, prepare, prepare_or_wait
 from primus.sft.prepared.run_data import jobs_of_run
 from primus.sft.prepared.verification import verify
 

@@ -22,7 +22,7 @@ from primus.sft.prepared.cache import prepared_folder
 from primus.sft.prepared.collected import KEPT, CollectedShard, splits_of
 from primus.sft.prepared.dataset import check_sizes
 from primus.sft.prepared.disk import FileFacts, disk_errors, read_pieces, sync_folder, write_file
-from primus.sft.prepared.key import Facts, differences, key_facts, key_of
+from primus.sft.prepared.key import differences
 from primus.sft.prepared.lock import hold
 from primus.sft.prepared.manifest import (
     LEDGER,
@@ -33,24 +33,17 @@ from primus.sft.prepared.manifest import (
     write_manifest,
 )
 from primus.sft.prepared.partial import PartialFolder, ShardRecord
+from primus.sft.prepared.planning import Describe, Plan, plan_preparation
 from primus.sft.prepared.source_files import (
-    SourceFacts,
-    Stamp,
-    check_sources,
     describe_sources,
     refuse_changed,
-    stamps_of,
 )
-from primus.sft.prepared.source_memo import describe_sources_once
 from primus.sft.recipe import Encoder
 from primus.sft.shards import EncodedBatch, ShardJob, shard_batches
 from primus.sft.workers import map_batches
 
 BYTES_PER_WORKER = 32 << 20
 """Of data files for each process beyond this one; with less, starting it takes longer than the work."""
-
-
-Describe = Callable[[Sequence[Path]], list[SourceFacts]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,75 +57,6 @@ class Progress:
 
     num_rows: int
     num_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is to be prepared, and its key.
-
-    Attributes:
-        job: How rows become sequences.
-        sources: The data files, as they are now.
-        stamps: What the file system said of them before they were read.
-        strict_stamps: The same, with everything that can have changed.
-        facts: Everything that the data set depends on.
-        encoder: The formatter and the tokenizer, loaded.
-        key: The hash of the facts.
-    """
-
-    job: ShardJob
-    sources: tuple[SourceFacts, ...]
-    stamps: tuple[Stamp, ...]
-    strict_stamps: tuple[Stamp, ...]
-    facts: Facts
-    encoder: Encoder
-    key: str
-
-
-def plan_preparation(
-    job: ShardJob,
-    *,
-    cache_dir: Path | None = None,
-    on_message: Callable[[str], None] = lambda _: None,
-    describe: Describe = describe_sources,
-    encoder: Encoder | None = None,
-) -> Plan:
-    """Find out what a data set depends on: reads all its sources, and loads the tokenizer.
-
-    Args:
-        job: How rows become sequences.
-        cache_dir: Where the content of sources that have not changed is remembered; None reads them all.
-        on_message: Is told which process reads them while this one waits.
-        describe: Reads them, where nothing is remembered.
-        encoder: What the job's recipe builds, if it is there already.
-
-    Returns:
-        The plan.
-
-    Raises:
-        DataError: If a source can't be read, or can't be read twice.
-        TokenizerError: If the tokenizer can't be used.
-    """
-    files = job.recipe.files
-    check_sources(files)
-    stamps, strict_stamps = (tuple(stamps_of(files, is_strict=is_strict)) for is_strict in (False, True))
-    with ThreadPoolExecutor(1) as thread:
-        sources = (
-            thread.submit(describe, files)
-            if cache_dir is None
-            else thread.submit(describe_sources_once, files, cache_dir, on_message=on_message)
-        )
-        encoder = encoder or job.recipe.build()
-        facts = key_facts(job, tokenizer=encoder.tokenizer, sources=sources.result())
-    return Plan(
-        job=job,
-        sources=tuple(sources.result()),
-        stamps=stamps,
-        strict_stamps=strict_stamps,
-        facts=facts,
-        encoder=encoder,
-        key=key_of(facts),
-    )
 
 
 def find_prepared(plan: Plan, folder: Path) -> Manifest | None:

@@ -24,7 +24,8 @@ from primus.sft.prepared.collected import CollectedShard
 from primus.sft.prepared.disk import disk_errors
 from primus.sft.prepared.manifest import Manifest
 from primus.sft.prepared.partial import PartialFolder
-from primus.sft.prepared.preparation import Plan, Progress, finish, plan_preparation, prepare_by
+from primus.sft.prepared.planning import Plan, plan_preparation
+from primus.sft.prepared.preparation import Progress, finish, prepare_by
 from primus.sft.prepared.source_files import SourceFacts, check_sources, describe_sources
 from primus.sft.shards import ShardEncoder, ShardJob, file_groups, number_shards
 
