@@ -51,9 +51,7 @@ def build_datasets(
         DataError: If the data can't be used.
     """
     keys = config.trainer
-    jobs = jobs_of_run(keys, seq_length=keys.seq_length)
-    settings = _settings(config, tokenizer)
-    settings.check([file for job in jobs.values() for file in job.recipe.files])
+    jobs, settings = _checked_jobs(config, tokenizer)
     folders = {name: _prepared(job, config, settings) for name, job in jobs.items()}
     if writes_quarantine:
         _copy_quarantine(folders, to=config.exp_dir / "quarantine")
@@ -115,9 +113,7 @@ def build_stream(
         DataError: If the data can't be used.
     """
     keys = config.trainer
-    jobs = jobs_of_run(keys, seq_length=keys.seq_length)
-    settings = _settings(config, tokenizer)
-    settings.check([file for job in jobs.values() for file in job.recipe.files])
+    jobs, settings = _checked_jobs(config, tokenizer)
     quarantine = config.exp_dir / "quarantine" if writes_quarantine else None
     recipe = jobs[TRAIN_SPLIT].recipe
     facts = json.loads(canonical(key_facts(jobs[TRAIN_SPLIT], tokenizer=tokenizer, sources=())))
@@ -146,6 +142,14 @@ def build_stream(
         _copy_quarantine({VALIDATION_SPLIT: folder}, to=quarantine, names=(VALIDATION_SPLIT,))
     validation = SFTDataset.from_tokenized(open_prepared(folder, VALIDATION_SPLIT), settings, job.recipe.files)
     return StreamedData(stream, validation, writes_bos)
+
+
+def _checked_jobs(config: TrainConfig, tokenizer: SFTTokenizer) -> tuple[dict[str, ShardJob], DatasetSettings]:
+    """How the data of a run are made, once it is known that they can be trained."""
+    jobs = jobs_of_run(config.trainer, seq_length=config.trainer.seq_length)
+    settings = _settings(config, tokenizer)
+    settings.check([file for job in jobs.values() for file in job.recipe.files])
+    return jobs, settings
 
 
 def _settings(config: TrainConfig, tokenizer: SFTTokenizer) -> DatasetSettings:

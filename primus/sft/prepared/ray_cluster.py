@@ -10,6 +10,7 @@ what a cluster has left undone, one machine can go on with. The machines share a
 
 import os
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -180,7 +181,7 @@ class RayPreparation:
             yield row
 
 
-class _Work:
+class _Work(ABC):
     """What is done with groups in one process of the cluster."""
 
     def __init__(self, cwd: str, arguments: Mapping[str, Any]) -> None:
@@ -196,8 +197,9 @@ class _Work:
         except PrimusError as exc:
             return {"number": number, "problems": list(exc.problems)}
 
+    @abstractmethod
     def _handle(self, number: int, files: tuple[Path, ...]) -> Row:
-        raise NotImplementedError
+        """What becomes of one group."""
 
 
 class _Survey(_Work):
