@@ -12,8 +12,8 @@ import numpy.typing as npt
 from primus.sft.tokenizer.base import Encoding, IntArray, MarkedText, crossed_edges
 
 
-class ByteVocabulary:
-    """A byte-level vocabulary as tables.
+class VocabularyTables:
+    """What is known of each id of a byte-level vocabulary.
 
     Args:
         token_bytes: The bytes of each id.
@@ -30,6 +30,13 @@ class ByteVocabulary:
         self.control_tokens = control_tokens
         self.is_control_V = np.zeros(len(token_bytes), dtype=np.bool_)
         self.is_control_V[list(control_tokens.values())] = True
+
+
+class ByteVocabulary(VocabularyTables):
+    """A byte-level vocabulary as tables, with the bytes of all ids one after another."""
+
+    def __init__(self, token_bytes: Sequence[bytes], control_tokens: Mapping[str, int]) -> None:
+        super().__init__(token_bytes, control_tokens)
         self._bytes = np.frombuffer(b"".join(token_bytes), dtype=np.uint8)
         self._first_V = (np.cumsum(self.num_bytes_V) - self.num_bytes_V).astype(np.int32)
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from primus.sft.formatters.rendered import TextBatch
 from primus.sft.tokenizer.base import IntArray
+from primus.sft.tokenizer.flat import VocabularyTables
 
 Int32Array = npt.NDArray[np.int32]
 BoolArray = npt.NDArray[np.bool_]
@@ -38,24 +39,11 @@ class FlatTokens:
     is_exact_N: BoolArray
 
 
-class TokenWords:
-    """The bytes of the ids of a vocabulary, as words of eight.
-
-    Args:
-        token_bytes: The bytes of each id.
-        control_tokens: The control tokens by their text.
-
-    Attributes:
-        num_bytes_V: How many bytes each id has.
-        is_control_V: Which ids are control tokens.
-        control_tokens: The control tokens by their text.
-    """
+class TokenWords(VocabularyTables):
+    """A byte-level vocabulary as tables, with the bytes of each id as words of eight."""
 
     def __init__(self, token_bytes: Sequence[bytes], control_tokens: Mapping[str, int]) -> None:
-        self.num_bytes_V = np.fromiter(map(len, token_bytes), dtype=np.int32, count=len(token_bytes))
-        self.control_tokens = control_tokens
-        self.is_control_V = np.zeros(len(token_bytes), dtype=np.bool_)
-        self.is_control_V[list(control_tokens.values())] = True
+        super().__init__(token_bytes, control_tokens)
         num_words_V = -(-self.num_bytes_V.astype(np.int64) // _WORD)
         padded = [word.ljust(_WORD * num, b"\0") for word, num in zip(token_bytes, num_words_V.tolist(), strict=True)]
         self._words = np.frombuffer(b"".join([*padded, bytes(_WORD)]), dtype="<u8")
