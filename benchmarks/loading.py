@@ -136,8 +136,8 @@ def measure_start(folder: Path, *, step: int) -> None:
         step: The step to go on from.
     """
     began_s = time.perf_counter()
-    from primus.backends.megatron.batches import read_micro_batch  # noqa: PLC0415
     from primus.backends.megatron.core.datasets.training_sequences import TrainingSequences  # noqa: PLC0415
+    from primus.backends.megatron.data.batches import read_micro_batch  # noqa: PLC0415
     from primus.sft.prepared import open_prepared  # noqa: PLC0415
 
     imported_s, began_cpu_s = time.perf_counter(), time.process_time()
@@ -167,9 +167,9 @@ def measure_speed(folder: Path) -> None:
     """
     import torch  # noqa: PLC0415
 
-    from primus.backends.megatron.batches import read_micro_batch  # noqa: PLC0415
     from primus.backends.megatron.core.datasets.training_sequences import TrainingSequences  # noqa: PLC0415
-    from primus.backends.megatron.loading import keep_freed_memory  # noqa: PLC0415
+    from primus.backends.megatron.data.batches import read_micro_batch  # noqa: PLC0415
+    from primus.backends.megatron.data.loading import keep_freed_memory  # noqa: PLC0415
     from primus.sft.prepared import open_prepared  # noqa: PLC0415
 
     torch.set_num_threads(1)

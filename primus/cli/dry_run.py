@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from primus.backends.megatron.core.datasets.sft_dataset import SFTDataset
-from primus.backends.megatron.datasets import build_datasets, build_stream
-from primus.backends.megatron.plan import build_plan
+from primus.backends.megatron.data.datasets import build_datasets, build_stream
+from primus.backends.megatron.planning.plan import build_plan
 from primus.cli.parsing import HELP_WIDTH
 from primus.cli.preview import preview
 from primus.config.schema import TrainConfig

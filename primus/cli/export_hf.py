@@ -4,8 +4,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from primus.backends.megatron.checkpoint_folder import find_checkpoint
-from primus.backends.megatron.export_folder import check_output
+from primus.backends.megatron.checkpoint.folder import find_checkpoint
+from primus.backends.megatron.huggingface.export_folder import check_output
 from primus.cli.logs import set_up_logging
 from primus.cli.parsing import CommandParser
 
@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
     set_up_logging(verbose=options.verbose)
     check_output(options.output, force=options.force)
     find_checkpoint(options.checkpoint)
-    from primus.backends.megatron.hf_export import export_hf
+    from primus.backends.megatron.huggingface.export import export_hf
 
     export_hf(options.checkpoint, output=options.output, tokenizer=options.tokenizer, force=options.force)
     print(f"Hugging Face folder: {options.output}")

@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from primus.backends.megatron.layout import build_layout
+from primus.backends.megatron.planning.layout import build_layout
 from primus.cli import failures
 from primus.cli.logs import set_up_logging
 from primus.cli.parsing import CommandParser, positive_int
@@ -145,7 +145,7 @@ def _warn(config: TrainConfig) -> None:
             " learn to stop, and talks on, as both sides, until its length runs out; turn it on"
         )
     if trainer.load is None and trainer.hf_path is None:
-        from primus.backends.megatron.parameter_count import count_parameters
+        from primus.backends.megatron.planning.parameter_count import count_parameters
 
         total = count_parameters(trainer, padded_vocab_size=trainer.vocab_size or 0).total
         if total >= _LARGE:

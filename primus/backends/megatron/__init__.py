@@ -3,23 +3,21 @@
 
 In the order a run passes through them:
 
-    datasets        the configuration -> training and validation data; core/datasets/sft_dataset has SFTDataset
-    layout          processes, micro-batches, steps: integers only
+    data/           the configuration -> data sets -> micro-batches of a rank; core/datasets has SFTDataset
+    planning/       processes, memory, steps, before anything starts: integers only
     distributed     this process's rank and device; process groups; tear-down
     cpu             what megatron-core needs where there is no accelerator
-    model           Megatron's GPTModel from the model keys
-    attention       the attention and normalisation modules of that model
-    batches         sequences in their seeded order -> micro-batches of one data-parallel rank
+    model/          Megatron's GPTModel from the model keys, with the attention and normalisation of its layers
     loss            the masked per-token loss, as Megatron's schedules want it
     optimizer       AdamW, gradient clipping, learning-rate schedule
+    step            one optimizer step
     evaluation      mean loss per supervised token over the validation split
-    checkpoint      save and load the weights and the optimizer; checkpoint_folder is what stands around them
-    metrics         metrics.jsonl and TensorBoard; loss_curve draws the first
-    progress        what a person sees meanwhile
+    checkpoint/     save and load the weights and the optimizer, and the folder around them
+    reporting/      metrics.jsonl, TensorBoard, the loss curve, and what a person sees meanwhile
+    training_run    the steps of a run, in this process
     trainer         the run itself, from a configuration to a trained model
-
-Before a run `plan`, with `memory` and `parameter_count`, says what it will be, and `launch` starts several processes.
-After it `hf_export` makes a Hugging Face folder of a checkpoint.
+    launch          several processes on this machine
+    huggingface/    a Hugging Face folder of a checkpoint
 """
 
 import warnings

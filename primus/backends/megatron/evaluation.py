@@ -13,9 +13,9 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from primus.backends.megatron.batches import BatchSource, IntArray, SequenceDataset
+from primus.backends.megatron.data.batches import BatchSource, IntArray, SequenceDataset
+from primus.backends.megatron.data.loading import MicroBatchLoader
 from primus.backends.megatron.distributed import sum_over_data_parallel
-from primus.backends.megatron.loading import MicroBatchLoader
 from primus.backends.megatron.loss import LossReport, forward_step
 
 

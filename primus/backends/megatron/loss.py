@@ -17,8 +17,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from primus.backends.megatron.batches import MicroBatch
 from primus.backends.megatron.cpu import untranslated
+from primus.backends.megatron.data.batches import MicroBatch
 
 
 @dataclass(frozen=True, kw_only=True)

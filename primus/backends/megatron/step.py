@@ -17,7 +17,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from primus.backends.megatron.batches import (
+from primus.backends.megatron.data.batches import (
     HASH_BITS,
     HASHES,
     BatchSource,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from primus.backends.megatron.batches import rank_micro_batches
+from primus.backends.megatron.data.batches import rank_micro_batches
 from primus.sft import permutation
 from primus.sft.order import SequenceOrder, SourceShare, random_keys
 

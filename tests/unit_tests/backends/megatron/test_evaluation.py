@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from primus.backends.megatron.evaluation import evaluate, evaluation_micro_batches
-from primus.backends.megatron.model import build_model
+from primus.backends.megatron.model.gpt import build_model
 
 CPU = torch.device("cpu")
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from primus.backends.megatron.batches import MicroBatch
+from primus.backends.megatron.data.batches import MicroBatch
 from primus.backends.megatron.distributed import joined_processes, seed_weights, this_process
 from primus.backends.megatron.loss import sum_losses
-from primus.backends.megatron.model import build_model
+from primus.backends.megatron.model.gpt import build_model
 from primus.config.schema import TrainConfig
 
 

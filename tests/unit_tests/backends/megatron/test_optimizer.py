@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from primus.backends.megatron.model import build_model
+from primus.backends.megatron.model.gpt import build_model
 from primus.backends.megatron.optimizer import build_optimizer, build_scheduler
 
 pytestmark = pytest.mark.usefixtures("joined")

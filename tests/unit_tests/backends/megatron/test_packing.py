@@ -14,11 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from primus.backends.megatron.batches import SequenceDataset, read_micro_batch
 from primus.backends.megatron.core.datasets.sft_dataset import SFTDataset
+from primus.backends.megatron.data.batches import SequenceDataset, read_micro_batch
 from primus.backends.megatron.distributed import joined_processes, seed_weights, this_process
 from primus.backends.megatron.evaluation import evaluate
-from primus.backends.megatron.model import build_model
+from primus.backends.megatron.model.gpt import build_model
 from primus.sft.packing import Method, PackPlan
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from primus.backends.megatron.model import build_model
+from primus.backends.megatron.model.gpt import build_model
 from primus.backends.megatron.optimizer import build_optimizer, build_scheduler
 from primus.backends.megatron.step import TrainingStep
 from primus.errors import TrainingError

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from primus.backends.megatron.datasets import build_stream
+from primus.backends.megatron.data.datasets import build_stream
 from primus.backends.megatron.trainer import run_training
 from primus.chat.conversations import SourceOptions
 from primus.config.schema import TrainConfig

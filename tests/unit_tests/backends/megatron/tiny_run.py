@@ -14,15 +14,16 @@ import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from primus.backends.megatron.batches import IntArray, SequenceDataset
 from primus.backends.megatron.core.datasets.settings import DatasetSettings
 from primus.backends.megatron.core.datasets.sft_dataset import SFTDataset
+from primus.backends.megatron.data.batches import IntArray, SequenceDataset
+from primus.backends.megatron.data.loading import MicroBatchLoader
 from primus.backends.megatron.distributed import joined_processes, seed_weights, this_process
-from primus.backends.megatron.loading import MicroBatchLoader
-from primus.backends.megatron.model import build_model
+from primus.backends.megatron.model.gpt import build_model
 from primus.backends.megatron.optimizer import build_optimizer
 from primus.backends.megatron.step import TrainingStep
-from primus.backends.megatron.trainer import TokenizerFacts, TrainingResult, train_on
+from primus.backends.megatron.trainer import TokenizerFacts, train_on
+from primus.backends.megatron.training_run import TrainingResult
 from primus.config.schema import TrainConfig
 from primus.sft.dataset import EncodingOptions, TokenizedDataset
 from primus.sft.encoding import EncodedConversation

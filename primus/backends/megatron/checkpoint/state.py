@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Save and load the weights and the optimizer's state, in Megatron's sharded format `torch_dist`.
+
+The state of the distributed optimizer is saved in the form that any later layout can read (`fully_reshardable`). The
+learning-rate schedule and the order of the data are functions of the step and the configuration, so nothing of them is
+saved, and hyper-parameters are always those of the configuration.
+"""
+
+import ctypes
+import logging
+import os
+import pickle
+import queue
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from torch.distributed.checkpoint.api import CheckpointException
+
+from primus.backends.megatron.checkpoint.folder import (
+    RunFacts,
+    begin_folder,
+    check_run_continues,
+    check_weights_fit,
+    find_checkpoint,
+    finish_folder,
+    read_run,
+)
+from primus.backends.megatron.distributed import on_first_rank
+from primus.backends.megatron.replacement import replaced
+from primus.errors import CheckpointError
+
+logger = logging.getLogger("primus")
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+_CANNOT_READ = (
+    CheckpointingException,
+    CheckpointException,  # no Exception; torch raises it on every rank when one of them fails
+    AttributeError,  # what Megatron's report of a missing common.pt ends in
+    OSError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
+
+
+def save_checkpoint(
+    save: Path,
+    *,
+    model: DistributedDataParallel,
+    optimizer: MegatronOptimizer,
+    run: RunFacts,
+    data_state: str | None = None,
+) -> Path:
+    """Write a checkpoint; all ranks call it together.
+
+    Args:
+        save: Folder of the checkpoints.
+        model: The model, with its parameters gathered.
+        optimizer: Its optimizer.
+        run: What the weights belong to.
+        data_state: Where the data is, for data that is no function of the step; the first rank's counts.
+
+    Returns:
+        The folder of the checkpoint. It has its name only once everything is in it.
+
+    Raises:
+        CheckpointError: If it cannot be written.
+    """
+    try:
+        partial = on_first_rank(lambda: begin_folder(save, run.iteration))
+        with _writers_in_this_process():
+            dist_checkpointing.save(_sharded_state(model, optimizer, is_loading=False), str(partial))
+        return on_first_rank(lambda: finish_folder(partial, save=save, run=run, data_state=data_state))
+    except (OSError, RuntimeError, CheckpointingException, CheckpointException) as exc:
+        raise CheckpointError(
+            f"{save}: the checkpoint of step {run.iteration} cannot be written ({_reason(exc)}); "
+            f"check the free space and the permissions"
+        ) from exc
+
+
+@contextmanager
+def _writers_in_this_process() -> Iterator[None]:
+    """Collect the writers' results in a queue of this process, and let the writers end with it.
+
+    Megatron's own queue is a server process, which takes seconds to start and imports the main program again. A save
+    that waits for its writers has no use for it. A writer that outlives a killed process would wait for a lock of that
+    one forever, or write into the folder of the next attempt.
+    """
+    writer = filesystem_async.FileSystemWriterAsync
+    write = _ending_with(os.getpid(), writer.write_preloaded_data)
+    with replaced(filesystem_async, "_results_queue", queue.Queue()), replaced(writer, "write_preloaded_data", write):
+        yield
+
+
+def _ending_with(parent: int, write: Callable[..., None]) -> Callable[..., None]:
+    """The same function, for a forked process: the kernel kills it when its parent has ended, however that ended."""
+
+    def run(*args: Any, **kwargs: Any) -> None:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == parent:  # else it has ended before the line above
+            write(*args, **kwargs)
+
+    return run
+
+
+def load_checkpoint(
+    load: Path, *, model: DistributedDataParallel, optimizer: MegatronOptimizer, run: RunFacts, weights_only: bool
+) -> int:
+    """Load a checkpoint into the model and the optimizer; all ranks call it together.
+
+    Args:
+        load: An `iter_*` folder, or the folder it is in, whose newest checkpoint is taken.
+        model: The model to load into.
+        optimizer: Its optimizer.
+        run: What the weights are to be used for.
+        weights_only: Leave the optimizer's state out, and start at step 0.
+
+    Returns:
+        The number of steps that were made; the next one has this index. 0 with `weights_only`.
+
+    Raises:
+        CheckpointError: If there is no checkpoint, it cannot be read, it is of another model, or, unless
+            `weights_only`, of a run with other data, another order of it or another kind of optimizer state.
+    """
+    folder = find_checkpoint(load)
+    saved = read_run(folder)
+    check_weights_fit(saved, run=run, folder=folder)
+    if weights_only:
+        _load_weights(folder, model=model, optimizer=optimizer)
+        logger.info("%s: loaded the weights of step %d", folder, saved.iteration)
+        return 0
+    check_run_continues(saved, run=run, folder=folder)
+    _load_everything(folder, model=model, optimizer=optimizer)
+    logger.info("%s: continuing at step %d", folder, saved.iteration)
+    return saved.iteration
+
+
+def _load_weights(folder: Path, *, model: DistributedDataParallel, optimizer: MegatronOptimizer) -> None:
+    state = _read(folder, {"model": model.module.sharded_state_dict(metadata=_metadata())})
+    model.module.load_state_dict(state["model"])
+    # The float32 copies of bfloat16 weights, and the shards of the distributed optimizer, were made before.
+    optimizer.reload_model_params()
+
+
+def _load_everything(folder: Path, *, model: DistributedDataParallel, optimizer: MegatronOptimizer) -> None:
+    with _hyperparameters_kept(optimizer):
+        _give_steps_to_fresh_state(optimizer)
+        state = _read(folder, _sharded_state(model, optimizer, is_loading=True))
+        model.module.load_state_dict(state["model"])
+        _load_optimizer(optimizer, state["optimizer"])
+
+
+def _metadata() -> dict[str, Any]:
+    return {
+        "distrib_optim_sharding_type": "fully_reshardable",
+        # Gathers the state on one rank's host memory instead of on all ranks.
+        "distrib_optim_fully_reshardable_mem_efficient": True,
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+        "singleton_local_shards": False,
+        "chained_optim_avoid_prefix": True,
+    }
+
+
+def _sharded_state(model: DistributedDataParallel, optimizer: MegatronOptimizer, *, is_loading: bool) -> dict[str, Any]:
+    metadata = _metadata()
+    weights = model.module.sharded_state_dict(metadata=metadata)
+    state = optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=metadata)
+    if "param_state" in state and state["param_state"] is None:
+        # Another rank has gathered it; Megatron takes the None for a difference between the ranks, and warns.
+        del state["param_state"]
+    return {"model": weights, "optimizer": state}
+
+
+def _read(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return dict(dist_checkpointing.load(request, str(folder)))
+    except _CANNOT_READ as exc:
+        raise CheckpointError(f"{folder}: cannot be read ({_reason(exc)}); name another checkpoint") from exc
+
+
+def _reason(exc: BaseException) -> str:
+    if isinstance(exc, CheckpointException):
+        exc = next(iter(exc.failures.values()))[0]
+    return f"{type(exc).__name__}: {' '.join(str(exc).split())[:300]}"
+
+
+@contextmanager
+def _hyperparameters_kept(optimizer: MegatronOptimizer) -> Iterator[None]:
+    """Put learning rates, betas and the like back to what they are now, after a checkpoint has brought its own."""
+    state = ("params", "step")
+    kept = [{key: group[key] for key in group if key not in state} for group in optimizer.param_groups]
+    yield
+    for group, values in zip(optimizer.param_groups, kept, strict=True):
+        group.update(values)
+
+
+def _torch_optimizers(optimizer: MegatronOptimizer) -> Iterator[DistributedOptimizer]:
+    """The distributed optimizers around PyTorch's AdamW, whose steps Megatron 0.16.1 mishandles.
+
+    PyTorch keeps the number of steps as a tensor beside each parameter's state; Transformer Engine and apex keep one
+    number for all. Where Megatron expects the latter the functions below step in.
+    """
+    for part in optimizer.chained_optimizers:
+        if isinstance(part, DistributedOptimizer) and isinstance(part.optimizer, torch.optim.AdamW):
+            yield part
+
+
+def _give_steps_to_fresh_state(optimizer: MegatronOptimizer) -> None:
+    """Let a fresh distributed optimizer describe the state it has room for; it asks for the steps that it made."""
+    for part in _torch_optimizers(optimizer):
+        part.init_state_fn(part.optimizer, part.config)
+        for state in part.optimizer.state.values():
+            state.setdefault("step", torch.zeros((), dtype=torch.float32, device=state["exp_avg"].device))
+
+
+def _load_optimizer(optimizer: MegatronOptimizer, loaded: Mapping[str, Any]) -> None:
+    torch_optimizers = list(_torch_optimizers(optimizer))
+    if not torch_optimizers:
+        optimizer.load_state_dict(loaded)
+        return
+    (part,) = torch_optimizers
+    step = float(loaded["optimizer"]["param_groups"][0]["step"])
+    # In float32 the shards are views of the model's parameters, which autograd guards.
+    with torch.no_grad():
+        part.load_state_dict({key: value for key, value in loaded.items() if not key.startswith("param_state")})
+        # Loading a shard copies every entry of its state, and the checkpoint has none for the steps.
+        for state in part.optimizer.state.values():
+            del state["step"]
+        part.load_parameter_state_from_fully_reshardable(loaded["param_state"])
+        # One tensor for each parameter: AdamW counts in place, and Megatron has just given all of them the same one.
+        for state in part.optimizer.state.values():
+            state["step"] = torch.full((), step, dtype=torch.float32, device=state["exp_avg"].device)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a configuration to the micro-batches of one rank."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is written down and shown of a run."""

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps of a run: its model, optimizer and data in this process, and what is done with them in which order.
+
+Shapes: G sequences of a global batch.
+"""
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from primus.backends.megatron.checkpoint.folder import RunFacts
+from primus.backends.megatron.checkpoint.state import load_checkpoint, save_checkpoint
+from primus.backends.megatron.data.batches import IntArray, MicroBatch, SequenceDataset
+from primus.backends.megatron.data.loading import AHEAD_PER_WORKER, MicroBatchLoader
+from primus.backends.megatron.distributed import Process, seed_dropout, seed_weights
+from primus.backends.megatron.evaluation import evaluate, parameters_gathered
+from primus.backends.megatron.model.gpt import build_model
+from primus.backends.megatron.optimizer import build_optimizer, build_scheduler
+from primus.backends.megatron.planning.layout import num_steps
+from primus.backends.megatron.reporting.metrics import (
+    EvaluationMetrics,
+    Metrics,
+    StepMetrics,
+)
+from primus.backends.megatron.step import StepOutcome, TrainingStep
+from primus.config.schema import TrainConfig, TrainerConfig
+from primus.sft.order import SequenceOrder
+from primus.sft.streaming import IndexedStream
+
+logger = logging.getLogger("primus")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a run left behind."""
+
+    iteration: int
+    """Steps that were made, those before a resume included."""
+    lm_loss: float | None
+    """Loss of the last step; None if there was nothing left to do."""
+    validation_loss: float | None
+    """Loss of the last evaluation; None if there was none."""
+    checkpoint: Path
+    """The newest checkpoint."""
+    metrics_path: Path
+    """One JSON object per line."""
+    loss_curve_path: Path
+    """A picture of the losses."""
+
+    def lines(self) -> list[str]:
+        """The result for people."""
+        losses = {"loss": self.lm_loss, "validation loss": self.validation_loss}
+        return [
+            f"steps            {self.iteration:,}",
+            *(f"{name:<16} {loss:.4f}" for name, loss in losses.items() if loss is not None),
+            f"checkpoint       {self.checkpoint}",
+            f"metrics          {self.metrics_path}",
+            f"loss curve       {self.loss_curve_path}",
+        ]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+class TrainingRun:
+    """The model, its optimizer and its data in this process, and the steps that are made with them."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        process: Process,
+        train: SequenceDataset | IndexedStream,
+        validation: SequenceDataset | None,
+        facts: RunFacts,
+    ) -> None:
+        trainer = config.trainer
+        self._config = config
+        self._trainer = trainer
+        self._process = process
+        self._train = train
+        self._validation = validation
+        self._facts = facts
+        self._stream = train if isinstance(train, IndexedStream) else None
+        global_batch, self.train_iters = _steps(trainer, train)
+        # Each batch is asked for twice: when it is loaded ahead, and when it is trained.
+        self._global_batch = lru_cache(maxsize=2 + AHEAD_PER_WORKER * trainer.num_workers)(global_batch)
+        seed_weights(trainer.seed)
+        self._model = build_model(trainer, padded_vocab_size=facts.padded_vocab_size, device=process.device)
+        self._optimizer = build_optimizer(trainer, self._model)
+        self._scheduler = build_scheduler(trainer, self._optimizer, train_iters=self.train_iters)
+        self._step = TrainingStep(
+            model=self._model,
+            optimizer=self._optimizer,
+            scheduler=self._scheduler,
+            dataset=train,
+            micro_batch_size=trainer.micro_batch_size,
+            pad_to_multiple_of=trainer.sft_pad_to_multiple_of,
+            device=process.device,
+        )
+
+    def load(self) -> int:
+        """Load what the configuration names; return the number of steps that were made."""
+        if self._trainer.load is None:
+            return 0
+        start = load_checkpoint(
+            self._trainer.load,
+            model=self._model,
+            optimizer=self._optimizer,
+            run=self._facts,
+            weights_only=self._trainer.finetune,
+        )
+        self._scheduler.step(increment=start)
+        return start
+
+    def train(self, start: int, show: Callable[[Metrics], None]) -> TrainingResult:
+        """Make the steps from `start` to the last one."""
+        logs = self._config.exp_dir / "logs"
+        outcome, validation_loss, checkpoint = None, None, self._trainer.load or self._save_dir
+        if start >= self.train_iters:
+            logger.warning("step %d is reached already, and the run has %d; nothing to do", start, self.train_iters)
+        clock = _Clock()
+        with self._loader(start) as loader:
+            for index in range(start, self.train_iters):
+                iteration, is_last = index + 1, index + 1 == self.train_iters
+                batch_G = self._global_batch(index)
+                tokens = int(self._train.num_positions_of(batch_G).sum())
+                with clock.measuring(tokens=tokens):
+                    outcome = self._make_step(batch_G, loader, iteration=iteration)
+                if is_last or iteration % self._trainer.log_interval == 0:
+                    show(self._step_metrics(outcome, iteration=iteration, clock=clock))
+                    clock = _Clock()
+                if is_last or _is_due(iteration, self._trainer.eval_interval):
+                    validation_loss = self._evaluate(iteration, show)
+                if is_last or _is_due(iteration, self._trainer.save_interval):
+                    # The checkpoint's writers are forked.
+                    loader.settle()
+                    checkpoint = self._save(iteration)
+        return TrainingResult(
+            iteration=max(start, self.train_iters),
+            lm_loss=None if outcome is None else outcome.lm_loss,
+            validation_loss=validation_loss,
+            checkpoint=checkpoint,
+            metrics_path=logs / "metrics.jsonl",
+            loss_curve_path=logs / "loss_curve.png",
+        )
+
+    def _loader(self, start: int) -> MicroBatchLoader:
+        batches = map(self._global_batch, range(start, self.train_iters))
+        return MicroBatchLoader(
+            self._train,
+            chain.from_iterable(map(self._step.own_micro_batches, batches)),
+            pad_to_multiple_of=self._trainer.sft_pad_to_multiple_of,
+            device=self._process.device,
+            num_workers=self._trainer.num_workers,
+        )
+
+    @property
+    def _save_dir(self) -> Path:
+        return self._trainer.save or self._config.exp_dir / "checkpoints"
+
+    def _make_step(self, batch_G: IntArray, micro_batches: Iterator[MicroBatch], *, iteration: int) -> StepOutcome:
+        if self._trainer.attention_dropout or self._trainer.hidden_dropout:
+            seed_dropout(self._trainer.seed, iteration=iteration)
+        outcome = self._step.run(batch_G, micro_batches, iteration=iteration)
+        if outcome.grad_norm is None:
+            logger.warning("step %d: the gradient overflowed, so the step changed no weight", iteration)
+        return outcome
+
+    def _step_metrics(self, outcome: StepOutcome, *, iteration: int, clock: "_Clock") -> StepMetrics:
+        return StepMetrics(
+            iteration=iteration,
+            lm_loss=outcome.lm_loss,
+            grad_norm=outcome.grad_norm,
+            learning_rate=outcome.learning_rate,
+            consumed_samples=iteration * self._trainer.global_batch_size,
+            supervised_tokens=outcome.num_targets,
+            tokens=clock.newest_tokens,
+            fill=clock.newest_tokens / outcome.num_places,
+            tokens_per_second=clock.tokens / clock.seconds,
+            step_time_s=clock.seconds / clock.steps,
+            batch_hash=outcome.batch_hash,
+        )
+
+    def _evaluate(self, iteration: int, show: Callable[[Metrics], None]) -> float | None:
+        if self._validation is None:
+            return None
+        validation_loss = evaluate(
+            self._model,
+            self._validation,
+            at_most=self._trainer.eval_iters * self._trainer.global_batch_size,
+            micro_batch_size=self._trainer.micro_batch_size,
+            pad_to_multiple_of=self._trainer.sft_pad_to_multiple_of,
+            device=self._process.device,
+        )
+        consumed_samples = iteration * self._trainer.global_batch_size
+        show(EvaluationMetrics(iteration=iteration, validation_loss=validation_loss, consumed_samples=consumed_samples))
+        return validation_loss
+
+    def _save(self, iteration: int) -> Path:
+        facts = dataclasses.replace(
+            self._facts, iteration=iteration, consumed_samples=iteration * self._trainer.global_batch_size
+        )
+        with parameters_gathered(self._model):
+            folder = save_checkpoint(
+                self._save_dir,
+                model=self._model,
+                optimizer=self._optimizer,
+                run=facts,
+                data_state=None if self._stream is None else json.dumps(self._stream.state(iteration)),
+            )
+        logger.info("step %d | saved %s", iteration, folder)
+        return folder
+
+
+def _steps(trainer: TrainerConfig, train: SequenceDataset | IndexedStream) -> tuple[Callable[[int], IntArray], int]:
+    """What gives the sequences of a step, and the number of steps."""
+    if isinstance(train, IndexedStream):
+        assert trainer.train_iters is not None, "a rule of the configuration"
+        return train.global_batch, trainer.train_iters
+    order = SequenceOrder(
+        train.num_positions_of(np.arange(len(train))) if trainer.sft_length_bucket else np.zeros(len(train), np.int8),
+        seed=trainer.seed,
+        global_batch_size=trainer.global_batch_size,
+        length_bucket=trainer.sft_length_bucket,
+        sources=train.shares,
+    )
+    return order.global_batch, num_steps(trainer, num_sequences=order.sequences_per_epoch)
+
+
+def _is_due(iteration: int, interval: int) -> bool:
+    return interval > 0 and iteration % interval == 0
+
+
+class _Clock:
+    """Time and tokens of the steps since the last line of the metrics file."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.tokens = 0
+        self.newest_tokens = 0
+        self.steps = 0
+
+    @contextmanager
+    def measuring(self, *, tokens: int) -> Iterator[None]:
+        """Count the block as a step that trains so many tokens."""
+        start = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - start
+        self.tokens += tokens
+        self.newest_tokens = tokens
+        self.steps += 1

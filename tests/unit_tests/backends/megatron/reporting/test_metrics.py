@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+
+from primus.backends.megatron.reporting.metrics import EvaluationMetrics, StepMetrics, metrics_writer, read_metrics
+
+
+def step(iteration: int, *, lm_loss: float = 0.1 + 0.2, grad_norm: float | None = 1.5) -> StepMetrics:
+    return StepMetrics(
+        iteration=iteration,
+        lm_loss=lm_loss,
+        grad_norm=grad_norm,
+        learning_rate=1e-5,
+        consumed_samples=8 * iteration,
+        supervised_tokens=30,
+        tokens=100,
+        fill=0.875,
+        tokens_per_second=1234.5,
+        step_time_s=0.25,
+        batch_hash="0123456789abcdef",
+    )
+
+
+def test_numbers_keep_all_their_digits(tmp_path: Path) -> None:
+    path = tmp_path / "logs" / "metrics.jsonl"
+    with metrics_writer(path, start=0, tensorboard_dir=None) as writer:
+        writer.write(step(1))
+        # A reader sees a line as soon as it is written.
+        assert path.read_text().startswith('{"iteration": 1, "lm_loss": 0.30000000000000004, "grad_norm": 1.5, ')
+        writer.write(EvaluationMetrics(iteration=1, validation_loss=1 / 3, consumed_samples=8))
+    assert read_metrics(path)[1] == {"iteration": 1, "validation_loss": 1 / 3, "consumed_samples": 8}
+
+
+def test_a_step_has_the_keys_that_readers_rely_on(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with metrics_writer(path, start=0, tensorboard_dir=None) as writer:
+        writer.write(step(1))
+    keys = "iteration lm_loss grad_norm learning_rate consumed_samples supervised_tokens tokens_per_second batch_hash"
+    assert set(keys.split()) <= json.loads(path.read_text()).keys()
+
+
+def test_a_run_that_continues_keeps_the_lines_up_to_where_it_starts(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with metrics_writer(path, start=0, tensorboard_dir=None) as writer:
+        for iteration in range(1, 6):
+            writer.write(step(iteration))
+    whole = path.read_text()
+    with path.open("a") as file:
+        file.write('{"iteration": 6, "lm_lo')  # as a killed run leaves it
+    with metrics_writer(path, start=3, tensorboard_dir=None) as writer:
+        for iteration in (4, 5):
+            writer.write(step(iteration))
+    assert path.read_text() == whole
+
+
+def test_a_run_that_starts_anew_begins_an_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for _ in range(2):
+        with metrics_writer(path, start=0, tensorboard_dir=None) as writer:
+            writer.write(step(1))
+    assert len(read_metrics(path)) == 1
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
+    with metrics_writer(tmp_path / "metrics.jsonl", start=0, tensorboard_dir=tmp_path / "tensorboard") as writer:
+        writer.write(step(1, lm_loss=0.5))
+        writer.write(step(2, lm_loss=0.25, grad_norm=None))
+        writer.write(EvaluationMetrics(iteration=2, validation_loss=0.75, consumed_samples=16))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    points = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert points["lm_loss"] == [(1, 0.5), (2, 0.25)]
+    assert points["validation_loss"] == [(2, 0.75)]
+    assert points["grad_norm"] == [(1, 1.5)]
+    assert points["fill"] == [(1, 0.875), (2, 0.875)]
+    assert not {"iteration", "batch_hash"} & points.keys()
+
+
+def test_a_number_that_json_does_not_have_is_refused(tmp_path: Path) -> None:
+    with (
+        metrics_writer(tmp_path / "m.jsonl", start=0, tensorboard_dir=None) as writer,
+        pytest.raises(ValueError, match="JSON"),
+    ):
+        writer.write(step(1, lm_loss=float("nan")))
