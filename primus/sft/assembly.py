@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from primus.sft.masking import FloatArray, Int32Array, IntArray, PackedTargets, packed_targets
+from primus.sft.masking import BoolArray, FloatArray, Int32Array, IntArray, PackedTargets, packed_targets
 from primus.sft.sequences import SequenceShards
+from primus.sft.target_groups import span_groups
 
 
 class _Views(NamedTuple):
@@ -22,6 +23,8 @@ class _Views(NamedTuple):
     tokens_T: Int32Array
     token_bound: Callable[[int], int]
     token_spans_K2: Int32Array
+    turns_K: Int32Array
+    is_end_K: BoolArray
     weights_K: FloatArray
     span_bound: Callable[[int], int]
     num_units: Callable[[int], int]
@@ -35,11 +38,13 @@ class Assembler:
     Args:
         data: The conversations.
         pad_id: Fills the positions behind them.
+        source_sizes: How many of the conversations each source has, in their order; without any there is one source.
     """
 
-    def __init__(self, data: SequenceShards, *, pad_id: int) -> None:
+    def __init__(self, data: SequenceShards, *, pad_id: int, source_sizes: Sequence[int] = ()) -> None:
         self._data = data
         self._pad_id = pad_id
+        self._source_bounds = np.cumsum(source_sizes[:-1], dtype=np.int64)
         self._views: dict[int, _Views] = {}
 
     def assemble(self, packs: Sequence[IntArray], *, length: int) -> PackedTargets:
@@ -60,6 +65,8 @@ class Assembler:
         places: list[int] = []
         spans: list[Int32Array] = []
         weights: list[FloatArray] = []
+        turns: list[Int32Array] = []
+        is_end: list[BoolArray] = []
         for row, pack in enumerate(packs):
             place = row * length
             for views, local in islice(located, len(pack)):
@@ -69,18 +76,27 @@ class Assembler:
                 places.append(place)
                 spans.append(views.token_spans_K2[pieces])
                 weights.append(views.weights_K[pieces])
+                turns.append(views.turns_K[pieces])
+                is_end.append(views.is_end_K[pieces])
                 place += len(tokens_T) - 1
             if place > (row + 1) * length:
                 raise ValueError(f"a pack has {place - row * length} positions, and a sequence {length}")
+        num_spans = [len(weights_K) for weights_K in weights]
         return packed_targets(
             tokens,
             places=places,
             token_spans_K2=np.concatenate(spans),
             weights_K=np.concatenate(weights),
-            num_spans=[len(weights_K) for weights_K in weights],
+            num_spans=num_spans,
             num_rows=len(packs),
             length=length,
             pad_id=self._pad_id,
+            groups_K=span_groups(
+                np.concatenate(turns),
+                np.concatenate(is_end),
+                num_spans=num_spans,
+                sources_C=np.searchsorted(self._source_bounds, np.concatenate(packs), "right"),
+            ),
         )
 
     def num_positions_of(self, packs: Sequence[IntArray]) -> IntArray:
@@ -120,6 +136,8 @@ class Assembler:
             tokens_T=np.asarray(shard.tokens_T),
             token_bound=np.asarray(shard.token_bounds_N1).item,
             token_spans_K2=np.asarray(shard.token_spans_K2),
+            turns_K=np.asarray(shard.turns_K),
+            is_end_K=np.asarray(shard.is_end_K),
             weights_K=np.asarray(shard.weights_K),
             span_bound=np.asarray(shard.span_bounds_N1).item,
             num_units=np.asarray(shard.num_units_N).item,

@@ -2,7 +2,7 @@
 """From character spans to token masks, and from token masks to labels and loss mask: the only shift in the project.
 
 T: tokens of a conversation. S: positions of a training sequence. B: training sequences of a batch, P = B * S their
-positions one behind another. C: conversations in them. K: spans.
+positions one behind another. C: conversations in them. K: spans. N: targets.
 """
 
 from collections.abc import Sequence
@@ -45,6 +45,8 @@ class PackedTargets(NamedTuple):
         position_ids_BS: Position in the conversation; each begins at 0, and padding goes on counting.
         segments_C2: Positions `[first, last)` of each conversation, in order; position `s` of sequence `b` is
             `b * S + s`. What no conversation covers is padding.
+        groups_N: The group of each target, in the order of the targets' positions: `groups_N[n]` is that of the n-th
+            position at which `loss_mask_BS` is not 0.
     """
 
     input_ids_BS: IntArray
@@ -52,6 +54,7 @@ class PackedTargets(NamedTuple):
     loss_mask_BS: FloatArray
     position_ids_BS: IntArray
     segments_C2: Int32Array
+    groups_N: Int32Array
 
 
 def token_spans(offsets_T2: IntArray, spans: Sequence[CharSpan]) -> IntArray:
@@ -186,6 +189,7 @@ def packed_targets(
     num_rows: int,
     length: int,
     pad_id: int,
+    groups_K: npt.NDArray[np.signedinteger] | None = None,
 ) -> PackedTargets:
     """Shift tokens and weights together: `labels[s] = tokens[s + 1]`, `loss_mask[s] = weights[s + 1]`.
 
@@ -202,6 +206,7 @@ def packed_targets(
         length: Positions of each, S.
         pad_id: Fills the positions that no conversation covers. They are masked because of where they are: a target
             that equals `pad_id` stays a target.
+        groups_K: A number for each span, which its targets keep; None gives 0 to all.
 
     Returns:
         The training sequences.
@@ -215,11 +220,13 @@ def packed_targets(
         >>> targets = packed_targets(
         ...     [np.array([5, 6, 7]), np.array([5, 8, 9])], places=[0, 2], num_spans=[1, 1],
         ...     token_spans_K2=np.array([[2, 3], [1, 3]]), weights_K=np.float32([1, 0.5]),
-        ...     num_rows=1, length=5, pad_id=0)
+        ...     num_rows=1, length=5, pad_id=0, groups_K=np.array([7, 9]))
         >>> targets.input_ids_BS.tolist(), targets.labels_BS.tolist()
         ([[5, 6, 5, 8, 0]], [[6, 7, 8, 9, 0]])
         >>> targets.loss_mask_BS.tolist(), targets.position_ids_BS.tolist(), targets.segments_C2.tolist()
         ([[0.0, 1.0, 0.5, 0.5, 0.0]], [[0, 1, 0, 1, 2]], [[0, 2], [2, 4]])
+        >>> targets.groups_N.tolist()
+        [7, 9, 9]
     """
     num_places = num_rows * length
     input_ids_P, labels_P, position_ids_P = (np.empty(num_places, dtype=np.int64) for _ in range(3))
@@ -256,6 +263,7 @@ def packed_targets(
         loss_mask_BS=_weights_of_runs(edges_K2, weights_K, num_places=num_places).reshape(num_rows, length),
         position_ids_BS=position_ids_P.reshape(num_rows, length),
         segments_C2=np.array(segments, dtype=np.int32).reshape(-1, 2),
+        groups_N=_groups_of_targets(edges_K2, weights_K, groups_K),
     )
 
 
@@ -273,3 +281,12 @@ def _weights_of_runs(edges_K2: IntArray, weights_K: FloatArray, *, num_places: i
     values = np.zeros(edges_K2.size + 1, dtype=np.float32)
     values[1::2] = weights_K
     return np.repeat(values, edges[1:] - edges[:-1])
+
+
+def _groups_of_targets(
+    edges_K2: IntArray, weights_K: FloatArray, groups_K: npt.NDArray[np.signedinteger] | None
+) -> Int32Array:
+    """The group of each position of the runs `[first, last)` that have a weight."""
+    lengths_K = np.where(weights_K != 0, edges_K2[:, 1] - edges_K2[:, 0], 0)
+    values_K = np.zeros(len(weights_K), dtype=np.int32) if groups_K is None else groups_K.astype(np.int32)
+    return np.repeat(values_K, lengths_K)

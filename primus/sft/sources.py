@@ -2,6 +2,7 @@
 """Which files a data set has, and on which side of a train/validation split a conversation falls."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,6 +64,40 @@ def require_folder(dataset_name: str | Path | Sequence[str | Path], *, split: st
                 " fraction"
                 " with sft_validation_fraction, or name files to validate on"
             )
+
+
+def names_of_sources(dataset_names: Sequence[str | Path | Sequence[str | Path]]) -> list[str]:
+    """What to call sources where their losses are told: short, and different.
+
+    Args:
+        dataset_names: What `resolve_files` is given, for each source.
+
+    Returns:
+        The file's name without its format; of several, that of the first and how many more there are. Where two would
+        be called the same, the whole path; where even that is the same, also the place in the list.
+
+    Examples:
+        >>> names_of_sources(["chat/math-v1.1.jsonl.gz", ("a.json", "b.json"), "code/*.parquet", "hf://owner/poems"])
+        ['math-v1.1', 'a+1', 'code/*', 'poems']
+        >>> names_of_sources(["2023/train.jsonl", "2024/train.jsonl", "other", "other"])
+        ['2023/train.jsonl', '2024/train.jsonl', 'other (3)', 'other (4)']
+    """
+    listed = [(name,) if isinstance(name, str | Path) else name for name in dataset_names]
+    more = [f"+{len(names) - 1}" if len(names) > 1 else "" for names in listed]
+    short = [_short_name(names[0]) + rest for names, rest in zip(listed, more, strict=True)]
+    counts = Counter(short)
+    told = [
+        name if counts[name] == 1 else f"{names[0]}{rest}"
+        for name, names, rest in zip(short, listed, more, strict=True)
+    ]
+    counts = Counter(told)
+    return [name if counts[name] == 1 else f"{name} ({number})" for number, name in enumerate(told, start=1)]
+
+
+def _short_name(name: str | Path) -> str:
+    path = Path(name)
+    stem = re.sub(r"(\.(jsonl?|parquet|arrow|csv|gz|zst))+$", "", path.name)
+    return stem if re.search(r"\w", stem) else f"{path.parent.name}/{stem}"
 
 
 def _resolve(path: Path, split: str) -> list[Path]:

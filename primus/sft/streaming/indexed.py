@@ -31,11 +31,13 @@ class IndexedStream:
         stream: The stream.
         pad_id: Fills the positions behind the conversations of a pack.
         num_kept: Steps that are kept: at least as many as are loaded ahead of the one that is trained on, and two more.
+        name: What its loss is told under.
 
     Attributes:
         max_seq_length: Positions of a training sequence, S.
         is_packed: Whether a pack may hold several conversations.
         shares: None: there is one source.
+        source_names: What its loss is told under; one name.
         fingerprint: Hash of the files' names and sizes and of all options; not of the files' content.
         first_step: The first step that can be asked for: the number of batches before the state that the stream went on
             from.
@@ -46,11 +48,12 @@ class IndexedStream:
 
     shares = None
 
-    def __init__(self, stream: StreamingDataset, *, pad_id: int, num_kept: int) -> None:
+    def __init__(self, stream: StreamingDataset, *, pad_id: int, num_kept: int, name: str = "all") -> None:
         if num_kept < 1:
             raise ValueError(f"num_kept is {num_kept}, not at least 1")
         self.max_seq_length = stream.max_seq_length
         self.is_packed = stream.packing != "none"
+        self.source_names = (name,)
         self.fingerprint = hashlib.blake2b(json.dumps(stream.source).encode(), digest_size=16).hexdigest()
         self.first_step = stream.num_batches
         self._batch_size = stream.global_batch_size
@@ -95,8 +98,12 @@ class IndexedStream:
 
     def origin(self, index: int) -> str:
         """Where the conversations of a pack stand, as `file:line`."""
+        return " + ".join(self.origins(index))
+
+    def origins(self, index: int) -> list[str]:
+        """Where each conversation of a pack stands, as `file:line`, in their order in it."""
         step, place = divmod(index, self._batch_size)
-        return " + ".join(self._step(step).origins(place))
+        return self._step(step).origins(place)
 
     def state(self, num_steps: int) -> Mapping[str, Any]:
         """The state behind a number of steps, for a checkpoint.

@@ -14,6 +14,7 @@ from primus.sft.assembly import Assembler
 from primus.sft.encoding import EncodedConversation
 from primus.sft.masking import next_token_targets, packed_targets
 from primus.sft.sequences import SequenceArrays, SequenceShards
+from primus.sft.target_groups import GROUPS_PER_SOURCE
 
 PAD = 3
 
@@ -43,6 +44,16 @@ def shards_of(conversations: list[EncodedConversation], *, cuts: list[int]) -> S
     )
 
 
+def groups_of(conversation: EncodedConversation, *, source: int) -> list[int]:
+    """The group of each target, token by token; each span is a turn of its own, and none is an end."""
+    groups = []
+    for token in range(1, len(conversation.tokens_T)):
+        for number, (first, last) in enumerate(conversation.token_spans_K2.tolist()):
+            if first <= token < last and conversation.weights_K[number] > 0:
+                groups.append(source * GROUPS_PER_SOURCE + 2 * number)
+    return groups
+
+
 @given(st.lists(conversations(), min_size=1, max_size=9), st.lists(st.integers(0, 9), max_size=3), st.data())
 def test_a_conversation_in_a_pack_has_the_targets_that_it_has_alone(
     alone: list[EncodedConversation], cuts: list[int], data: st.DataObject
@@ -52,8 +63,11 @@ def test_a_conversation_in_a_pack_has_the_targets_that_it_has_alone(
     packs = [np.array(order[number::num_packs], dtype=np.int64) for number in range(num_packs)]
     longest = max(sum(len(alone[item].tokens_T) - 1 for item in pack) for pack in packs)
     length = max(longest, 1) + data.draw(st.integers(0, 3))
-    found = Assembler(shards_of(alone, cuts=cuts), pad_id=PAD).assemble(packs, length=length)
+    num_first = data.draw(st.integers(0, len(alone)))
+    sources = [num_first, len(alone) - num_first]
+    found = Assembler(shards_of(alone, cuts=cuts), pad_id=PAD, source_sizes=sources).assemble(packs, length=length)
     segments = iter(found.segments_C2.tolist())
+    groups: list[int] = []
     for row, pack in enumerate(packs):
         place = 0
         for item in pack:
@@ -65,11 +79,13 @@ def test_a_conversation_in_a_pack_has_the_targets_that_it_has_alone(
             assert found.loss_mask_BS[row, here].tolist() == expected.loss_mask_S.tolist()
             assert found.position_ids_BS[row, here].tolist() == list(range(num_positions))
             assert next(segments) == [row * length + place, row * length + place + num_positions]
+            groups += groups_of(alone[item], source=int(item >= num_first))
             place += num_positions
         assert (found.input_ids_BS[row, place:] == PAD).all()
         assert (found.labels_BS[row, place:] == PAD).all()
         assert not found.loss_mask_BS[row, place:].any()
     assert (found.loss_mask_BS > 0).sum() == sum(one.num_targets for one in alone)
+    assert found.groups_N.tolist() == groups
 
 
 def test_the_targets_are_those_that_one_reads_off() -> None:
@@ -90,6 +106,7 @@ def test_the_targets_are_those_that_one_reads_off() -> None:
     assert found.loss_mask_BS.tolist() == [[0, 1, 0, 0.5, 0], [0, 2, 2, 0, 0]]
     assert found.position_ids_BS.tolist() == [[0, 0, 1, 2, 3], [0, 0, 1, 2, 3]]
     assert found.segments_C2.tolist() == [[1, 4], [6, 8]]
+    assert found.groups_N.tolist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

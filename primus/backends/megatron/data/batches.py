@@ -17,6 +17,7 @@ from torch import Tensor
 
 from primus.sft.masking import PackedTargets
 from primus.sft.order import SourceShare
+from primus.sft.target_groups import GROUPS_PER_SOURCE
 
 IntArray = npt.NDArray[np.int64]
 
@@ -34,6 +35,10 @@ class BatchSource(Protocol):
     """Hash of everything that is trained."""
 
     @property
+    def source_names(self) -> Sequence[str]:
+        """What the loss of each source is told under; groups of targets are numbered in their order."""
+
+    @property
     def is_packed(self) -> bool:
         """Whether a sequence may hold several conversations."""
 
@@ -48,6 +53,9 @@ class BatchSource(Protocol):
 
     def origin(self, index: int) -> str:
         """Where the conversations of a sequence came from, as `file:line`."""
+
+    def origins(self, index: int) -> Sequence[str]:
+        """Where each conversation of a sequence came from, in their order in it."""
 
 
 class SequenceDataset(BatchSource, Protocol):
@@ -77,6 +85,10 @@ class MicroBatch:
     """The token to predict at each target."""
     weights_N: Tensor
     """How much each target's loss counts."""
+    groups_N: Tensor
+    """The group that each target's loss is told in, as `primus.sft.target_groups` numbers them."""
+    num_groups: int
+    """Groups of the data set, those of other micro-batches included."""
     num_units: int
     """What the micro-batch adds to the divisor of the loss."""
     content_hash: int
@@ -143,12 +155,14 @@ def read_micro_batch(
         "target_positions_N": torch.from_numpy((places_N - row_starts[rows_N]) * len(batch_B) + rows_N),
         "labels_N": torch.from_numpy(targets.labels_BS.ravel()[places_N]),
         "weights_N": torch.from_numpy(targets.loss_mask_BS.ravel()[places_N]),
+        "groups_N": torch.from_numpy(targets.groups_N),
     }
     if pin_memory:
         tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
     return MicroBatch(
         **tensors,
         segments_C2=torch.from_numpy(targets.segments_C2) if dataset.is_packed else None,
+        num_groups=len(dataset.source_names) * GROUPS_PER_SOURCE,
         num_units=int(dataset.num_units_of(batch_B).sum()),
         content_hash=0 if places_B is None else hash_of(targets, num_positions_B, places_B),
     )
@@ -186,5 +200,5 @@ def on_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
     """Move a micro-batch to where the model is; from pinned memory it is not waited for."""
     if device.type == "cpu":
         return batch
-    names = ("input_ids_BS", "position_ids_BS", "target_positions_N", "labels_N", "weights_N")
+    names = ("input_ids_BS", "position_ids_BS", "target_positions_N", "labels_N", "weights_N", "groups_N")
     return replace(batch, **{name: getattr(batch, name).to(device, non_blocking=True) for name in names})

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from primus.backends.megatron.core.datasets.settings import DatasetSettings, load_formatter
 from primus.backends.megatron.core.datasets.sft_dataset import SFTDataset, refuse_empty, warn_about_leakage
 from primus.backends.megatron.core.datasets.training_sequences import Source
-from primus.config.schema import DataSource, TrainConfig
+from primus.config.schema import DataSource, TrainConfig, TrainerConfig
 from primus.sft.ledger import STREAMED
 from primus.sft.options import build_options
 from primus.sft.prepared import Progress, cache_dir_of, jobs_of_run, open_prepared, prepare_or_wait
@@ -20,7 +20,7 @@ from primus.sft.prepared.key import canonical, key_facts
 from primus.sft.prepared.manifest import QUARANTINE
 from primus.sft.recipe import Encoder
 from primus.sft.shards import ShardEncoder, ShardJob
-from primus.sft.sources import TRAIN_SPLIT, VALIDATION_SPLIT
+from primus.sft.sources import TRAIN_SPLIT, VALIDATION_SPLIT, names_of_sources
 from primus.sft.streaming import StreamingDataset
 from primus.sft.tokenizer import SFTTokenizer
 from primus.sft.workers import num_cores
@@ -57,23 +57,27 @@ def build_datasets(
         _copy_quarantine(folders, to=config.exp_dir / "quarantine")
     names = [name for name in jobs if name != VALIDATION_SPLIT]
     shares = keys.sft_sources or (DataSource(dataset_name=""),)
+    told_as = names_of_sources([share.dataset_name for share in keys.sft_sources] or [keys.sft_dataset_name or ""])
     sources = [
-        Source(open_prepared(folders[name]), epochs=share.epochs or 1.0, weight=share.weight)
-        for name, share in zip(names, shares, strict=True)
+        Source(open_prepared(folders[name]), epochs=share.epochs or 1.0, weight=share.weight, name=source_name)
+        for name, share, source_name in zip(names, shares, told_as, strict=True)
     ]
     for name, source in zip(names, sources, strict=True):
         refuse_empty(source.data, settings, jobs[name].recipe.files)
     files = [file for name in names for file in jobs[name].recipe.files]
     train = SFTDataset.from_tokenized(sources, settings, files)
-    held_out = dict.fromkeys(names if keys.sft_validation_fraction > 0 else (), VALIDATION_SPLIT)
+    held_out = dict(zip(names, told_as, strict=True)) if keys.sft_validation_fraction > 0 else {}
     if VALIDATION_SPLIT in jobs:
-        held_out = {VALIDATION_SPLIT: VALIDATION_SPLIT}
+        held_out = {VALIDATION_SPLIT: _name_of_validation(keys)}
     if not held_out:
         return train, None
-    parts = [open_prepared(folders[name], split) for name, split in held_out.items()]
+    parts = [
+        Source(open_prepared(folders[name], VALIDATION_SPLIT), name=source_name)
+        for name, source_name in held_out.items()
+    ]
     validation = SFTDataset.from_tokenized(
         # A small source may have nothing held out.
-        [Source(part) for part in parts if len(part)] or parts[0],
+        [part for part in parts if len(part.data)] or parts[:1],
         settings,
         [file for name in held_out for file in jobs[name].recipe.files],
     )
@@ -140,8 +144,15 @@ def build_stream(
     folder = _prepared(job, config, settings)
     if quarantine is not None:
         _copy_quarantine({VALIDATION_SPLIT: folder}, to=quarantine, names=(VALIDATION_SPLIT,))
-    validation = SFTDataset.from_tokenized(open_prepared(folder, VALIDATION_SPLIT), settings, job.recipe.files)
+    source = Source(open_prepared(folder, VALIDATION_SPLIT), name=_name_of_validation(keys))
+    validation = SFTDataset.from_tokenized([source], settings, job.recipe.files)
     return StreamedData(stream, validation, writes_bos)
+
+
+def _name_of_validation(keys: TrainerConfig) -> str:
+    """What the loss of validation data with files of their own is told under."""
+    [name] = names_of_sources([keys.sft_validation_dataset_name or keys.sft_validation_split or VALIDATION_SPLIT])
+    return name
 
 
 def _checked_jobs(config: TrainConfig, tokenizer: SFTTokenizer) -> tuple[dict[str, ShardJob], DatasetSettings]:

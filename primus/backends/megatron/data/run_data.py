@@ -14,6 +14,7 @@ from primus.backends.megatron.data.datasets import build_datasets, build_stream
 from primus.backends.megatron.data.loading import AHEAD_PER_WORKER
 from primus.config.schema import TrainConfig, TrainerConfig
 from primus.sft.ledger import Ledger, write_ledgers
+from primus.sft.sources import names_of_sources
 from primus.sft.streaming import IndexedStream
 from primus.sft.tokenizer import SFTTokenizer
 
@@ -96,7 +97,12 @@ def _streamed(config: TrainConfig, tokenizer: SFTTokenizer, *, is_first_rank: bo
     # A step is asked for when it is loaded ahead, when it is trained, and when its state is saved.
     num_kept = 4 + AHEAD_PER_WORKER * config.trainer.num_workers
     return RunData(
-        train=IndexedStream(stream, pad_id=tokenizer.pad_id, num_kept=num_kept),
+        train=IndexedStream(
+            stream,
+            pad_id=tokenizer.pad_id,
+            num_kept=num_kept,
+            name=names_of_sources([config.trainer.sft_dataset_name or ""])[0],
+        ),
         validation=validation,
         writes_bos=writes_bos,
         ledgers={} if validation is None else {"validation": validation.ledger},

@@ -32,6 +32,7 @@ from primus.sft.ledger import Ledger
 from primus.sft.masking import PackedTargets
 from primus.sft.packing import Method
 from primus.sft.sequences import SequenceArrays
+from primus.sft.target_groups import GROUPS_PER_SOURCE
 from primus.sft.tokenizer import SFTTokenizer, load_tokenizer
 
 VOCAB_SIZE = 61
@@ -53,6 +54,7 @@ class TinySequences:
         self.num_targets_N: IntArray = np.array([int((row["loss_mask"] > 0).sum()) for row in self.rows])
         self.is_packed = False
         self.shares = None
+        self.source_names = ("tiny",)
 
     def _row(self, rng: np.random.Generator, length: int) -> dict[str, torch.Tensor]:
         tokens = np.cumsum(rng.integers(1, 3, length + 1)) % VOCAB_SIZE
@@ -92,10 +94,20 @@ class TinySequences:
             loss_mask_BS=stack("loss_mask"),
             position_ids_BS=stack("position_ids"),
             segments_C2=np.stack([starts, starts + self.num_positions_N[indices_B]], axis=1).astype(np.int32),
+            # Odd labels are in the first group, the others in the last.
+            groups_N=np.concatenate([self.groups(row) for row in rows]),
         )
+
+    def groups(self, row: dict[str, torch.Tensor]) -> npt.NDArray[np.int32]:
+        """The group of each target of a row."""
+        labels_N = row["labels"][row["loss_mask"] != 0].numpy()
+        return np.where(labels_N % 2 == 1, 0, GROUPS_PER_SOURCE - 1).astype(np.int32)
 
     def origin(self, index: int) -> str:
         return f"tiny.jsonl:{index + 1}"
+
+    def origins(self, index: int) -> list[str]:
+        return [self.origin(index)]
 
 
 VALIDATION = TinySequences(13, seed=1)

@@ -24,6 +24,8 @@ from primus.sft.prepared import PreparedDataset
 
 IntArray = npt.NDArray[np.int64]
 
+# What the loss of data that are of one source is told under.
+ONLY_SOURCE = "all"
 # Conversations of a training sequence that a message names; the rest is counted.
 _MAX_NAMED = 3
 
@@ -36,11 +38,13 @@ class Source:
         data: The conversations.
         epochs: How often each training sequence comes in an epoch of the mixture.
         weight: Share of the mixture's training sequences, in proportion to the other sources'; replaces `epochs`.
+        name: What its loss is told under.
     """
 
     data: TokenizedDataset
     epochs: float = 1.0
     weight: float | None = None
+    name: str = ONLY_SOURCE
 
 
 class TrainingSequences(Dataset[dict[str, torch.Tensor]]):
@@ -58,6 +62,7 @@ class TrainingSequences(Dataset[dict[str, torch.Tensor]]):
 
     Attributes:
         data: The conversations, of all sources.
+        source_names: What the loss of each source is told under.
         shares: How many training sequences each source has, and how often they come; None if there is one source.
         packing: How they share training sequences.
         plan: Which conversations share a training sequence; None if each has one of its own.
@@ -77,6 +82,7 @@ class TrainingSequences(Dataset[dict[str, torch.Tensor]]):
     ) -> None:
         sources = [Source(data)] if isinstance(data, TokenizedDataset) else data
         self.data = TokenizedDataset.joined([source.data for source in sources])
+        self.source_names = tuple(source.name for source in sources)
         self.packing = packing
         plans = [
             None if packing == "none" else _plan_of(source.data, capacity=max_seq_length, method=packing)
@@ -91,7 +97,7 @@ class TrainingSequences(Dataset[dict[str, torch.Tensor]]):
         facts = [] if packing == "none" else [packing, str(max_seq_length)]
         facts += [f"{share.items_per_epoch}/{share.num_items}" for share in self.shares or ()]
         self.fingerprint = "-".join([self.data.fingerprint, *facts])
-        self._assembler = Assembler(self.data, pad_id=pad_id)
+        self._assembler = Assembler(self.data, pad_id=pad_id, source_sizes=[len(source.data) for source in sources])
 
     def __len__(self) -> int:
         return len(self.data) if self.plan is None else len(self.plan)
@@ -183,9 +189,18 @@ class TrainingSequences(Dataset[dict[str, torch.Tensor]]):
 
     def origin(self, index: int) -> str:
         """Where the conversations of a training sequence stand, as `file:line`; of many the first ones are named."""
-        items = [index] if self.plan is None else self.plan.pack(index).tolist()
+        items = self.items(index)
         named = " + ".join(self.data.origin(item) for item in items[:_MAX_NAMED])
         return f"{named} + {len(items) - _MAX_NAMED} more" if len(items) > _MAX_NAMED else named
+
+    def origins(self, index: int) -> list[str]:
+        """Where each conversation of a training sequence stands, as `file:line`, in their order in it."""
+        return [self.data.origin(item) for item in self.items(index)]
+
+    def items(self, index: int) -> list[int]:
+        """The conversations of a training sequence, as indices of `data`."""
+        items: list[int] = [index] if self.plan is None else self.plan.pack(index).tolist()
+        return items
 
     def order(self, *, global_batch_size: int, length_bucket: int = 0) -> SequenceOrder:
         """Which sequences make up each step."""

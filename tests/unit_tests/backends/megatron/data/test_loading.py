@@ -59,7 +59,9 @@ class Slow:
         self.broken = broken
         self.max_seq_length, self.fingerprint, self.is_packed = data.max_seq_length, data.fingerprint, data.is_packed
         self.shares = None
-        self.num_positions_of, self.num_units_of, self.origin = data.num_positions_of, data.num_units_of, data.origin
+        self.source_names = data.source_names
+        self.num_positions_of, self.num_units_of = data.num_positions_of, data.num_units_of
+        self.origin, self.origins = data.origin, data.origins
 
     def __len__(self) -> int:
         return len(self.data)
