@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -119,23 +120,46 @@ def _warnings_to_megatron_hidden() -> Iterator[None]:
         yield
 
 
-def _connect(process: Process, *, timeout: timedelta) -> None:
-    backend = "gloo" if process.device.type == "cpu" else "nccl"
+@contextmanager
+def briefly_connected(process: Process, trainer: TrainerConfig) -> Iterator[None]:
+    """Connect the processes of the run for the length of the block, to agree on plain data before they read any.
+
+    Always gloo, so that no GPU is touched; Megatron knows nothing of it.
+
+    Args:
+        process: This process.
+        trainer: The trainer module of the run.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(replaced(sys, "excepthook", sys.excepthook))
+        _connect(process, timeout=timedelta(minutes=trainer.distributed_timeout_minutes), backend="gloo")
+        stack.callback(torch.distributed.destroy_process_group)
+        yield
+
+
+@lru_cache(maxsize=1)
+def _common_store(timeout: timedelta) -> Store:
+    """Where the processes of the run find each other. It stays, as the first one serves it to the others."""
+    store, _, _ = next(rendezvous("env://", timeout=timeout))
+    return store
+
+
+def _connect(process: Process, *, timeout: timedelta, backend: str | None = None) -> None:
+    backend = backend or ("gloo" if process.device.type == "cpu" else "nccl")
     store: Store
     if process.world_size == 1:
         # No address to agree on, so that runs beside each other never meet.
         store = HashStore()
     else:
-        common_store, _, _ = next(rendezvous("env://", timeout=timeout))
-        # A second run of the same processes finds the keys of the first one there.
-        store = PrefixStore(f"run_{next(_run_numbers)}", common_store)
+        # A second group of the same processes finds the keys of the first one there.
+        store = PrefixStore(f"run_{next(_run_numbers)}", _common_store(timeout))
     torch.distributed.init_process_group(
         backend,
         store=store,
         rank=process.rank,
         world_size=process.world_size,
         timeout=timeout,
-        device_id=None if process.device.type == "cpu" else process.device,
+        device_id=None if backend == "gloo" else process.device,
     )
 
 
