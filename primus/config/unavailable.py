@@ -21,25 +21,11 @@ class Unavailable(NamedTuple):
     """What to do, after the value and the words `is not available yet`."""
 
 
-_MORE_DATA_PARALLEL = "set it to 1 and use data parallelism, with use_distributed_optimizer to save memory"
-
 UNAVAILABLE: Sequence[Unavailable] = (
-    Unavailable("tensor_model_parallel_size", lambda t: t.tensor_model_parallel_size > 1, _MORE_DATA_PARALLEL),
-    Unavailable("pipeline_model_parallel_size", lambda t: t.pipeline_model_parallel_size > 1, _MORE_DATA_PARALLEL),
-    Unavailable(
-        "virtual_pipeline_model_parallel_size",
-        lambda t: t.virtual_pipeline_model_parallel_size is not None,
-        "set it to null and use data parallelism, with use_distributed_optimizer to save memory",
-    ),
     Unavailable(
         "context_parallel_size",
         lambda t: t.context_parallel_size > 1,
         "set it to 1; recompute_granularity full lets longer sequences fit",
-    ),
-    Unavailable(
-        "sequence_parallel",
-        lambda t: t.sequence_parallel,
-        "set it to false; recompute_granularity full saves activation memory",
     ),
     Unavailable("lora.enabled", lambda t: t.lora.enabled, "set it to false, which trains all weights"),
     Unavailable(

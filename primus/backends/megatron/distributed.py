@@ -92,6 +92,9 @@ def joined_processes(process: Process, trainer: TrainerConfig) -> Iterator[None]
         if process.device.type == "cpu":
             stack.enter_context(megatron_on_cpu())
         else:
+            # Before the GPU is used: its queue then keeps the order in which kernels were asked for, which Megatron's
+            # overlap of tensor-parallel communication with computation relies on.
+            os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
             torch.cuda.set_device(process.device)
         _connect(process, timeout=timedelta(minutes=trainer.distributed_timeout_minutes))
         stack.callback(torch.distributed.destroy_process_group)
@@ -113,6 +116,8 @@ def _warnings_to_megatron_hidden() -> Iterator[None]:
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"megatron\.core")
         # Names of PyTorch that are to go.
         warnings.filterwarnings("ignore", message=".*deprecat", category=FutureWarning)
+        # A setting of CUDA, which is made on a GPU.
+        warnings.filterwarnings("ignore", message=".*set the environment variable CUDA_DEVICE_MAX_CONNECTIONS")
         # In float32 the distributed optimizer's shards are views of the parameters, and it sets their gradients itself.
         warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
         # Checkpoints are written by forked processes that take no lock of another thread.
@@ -164,7 +169,7 @@ def _connect(process: Process, *, timeout: timedelta, backend: str | None = None
 
 
 def seed_weights(seed: int) -> None:
-    """Start all streams of random numbers anew, the same on every data-parallel rank."""
+    """Start all streams of random numbers anew; tensor-parallel ranks have one of their own, and one in common."""
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed)
 
@@ -176,16 +181,29 @@ def seed_dropout(seed: int, *, iteration: int) -> None:
         seed: Seed of the run.
         iteration: Number of the step.
     """
-    num_ranks = parallel_state.get_data_parallel_world_size()
-    keys = random_keys(num_ranks, seed=seed, stream=iteration)
+    num_ranks = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
+    rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
+    num_stages, stage = (
+        parallel_state.get_pipeline_model_parallel_world_size(),
+        parallel_state.get_pipeline_model_parallel_rank(),
+    )
+    keys = random_keys(num_ranks * num_stages, seed=seed, stream=iteration)
     # Megatron adds small numbers for its streams, in 64 bits with a sign.
-    seed_weights(int(keys[parallel_state.get_data_parallel_rank()]) % 2**31)
+    seed_weights(int(keys[rank * num_stages + stage]) % 2**31)
 
 
-def sum_over_data_parallel(*values: float, device: torch.device) -> list[float]:
-    """Add numbers up over the data-parallel ranks, in float64; every rank gets the sums."""
-    sums = torch.tensor(values, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+def has_losses() -> bool:
+    """Whether the losses of some sequences are known to this rank, and to this rank alone.
+
+    They are known on the last pipeline stage, by each of its tensor-parallel ranks; the first of these speaks for them.
+    """
+    return bool(parallel_state.is_pipeline_last_stage()) and parallel_state.get_tensor_model_parallel_rank() == 0
+
+
+def sum_over_losses(*values: float, device: torch.device) -> list[float]:
+    """Add numbers up, in float64, over the ranks that have losses; all ranks call it, and all get the sums."""
+    sums = torch.tensor(values if has_losses() else [0.0] * len(values), dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(sums)
     return sums.tolist()
 
 

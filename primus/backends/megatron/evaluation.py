@@ -6,17 +6,24 @@ Shapes: E sequences to evaluate, B sequences of a micro-batch.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import tee
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.utils import get_model_config
 
-from primus.backends.megatron.data.batches import BatchSource, IntArray, SequenceDataset
+from primus.backends.megatron.data.batches import BatchSource, IntArray, MicroBatch, SequenceDataset
 from primus.backends.megatron.data.loading import MicroBatchLoader
-from primus.backends.megatron.distributed import sum_over_data_parallel
+from primus.backends.megatron.distributed import sum_over_losses
 from primus.backends.megatron.loss import LossReport, forward_step
+from primus.backends.megatron.replacement import replaced
+
+# The chunks of the model on this rank: one, or one for each virtual pipeline stage.
+Chunks: TypeAlias = Sequence[DistributedDataParallel]
 
 
 def evaluated_sequences(num_sequences: int, *, at_most: int) -> IntArray:
@@ -62,7 +69,7 @@ def evaluation_micro_batches(
 
 
 def evaluate(
-    model: DistributedDataParallel,
+    model: Chunks,
     dataset: SequenceDataset,
     *,
     at_most: int,
@@ -73,7 +80,7 @@ def evaluate(
     """Compute the validation loss; all ranks call it together.
 
     Args:
-        model: The model; it is left in training mode.
+        model: The chunks of the model on this rank; they are left in training mode.
         dataset: The validation split.
         at_most: How many sequences to take; 0 takes all of them.
         micro_batch_size: Sequences of one forward pass.
@@ -92,8 +99,8 @@ def evaluate(
     )
     with inference(model):
         reports = run_forward_only(model, dataset, batches, pad_to_multiple_of=pad_to_multiple_of, device=device)
-    loss_sum, num_units = sum_over_data_parallel(
-        sum(report.loss_sum.item() for report in reports),
+    loss_sum, num_units = sum_over_losses(
+        sum_of_losses(reports),
         sum(report.num_units for report in reports),
         device=device,
     )
@@ -101,49 +108,94 @@ def evaluate(
 
 
 def run_forward_only(
-    model: DistributedDataParallel,
+    model: Chunks,
     dataset: BatchSource,
     batches: Sequence[IntArray],
     *,
     pad_to_multiple_of: int,
     device: torch.device,
 ) -> Sequence[LossReport]:
-    """Run micro-batches through the model without gradients; a rank may have none."""
+    """Run micro-batches through the model without gradients.
+
+    Args:
+        model: The chunks of the model on this rank.
+        dataset: The data set.
+        batches: Indices of the sequences of each micro-batch, of any sizes, the same on all ranks that share a model;
+            other ranks may have none.
+        pad_to_multiple_of: As in training.
+        device: Where the model is.
+
+    Returns:
+        The losses of each micro-batch; nothing on a rank that does not come to know them.
+    """
     if not batches:
         return []
-    reports: Sequence[LossReport] = get_forward_backward_func()(
-        forward_step_func=forward_step,
-        data_iterator=MicroBatchLoader(
-            dataset, ((batch_B, None) for batch_B in batches), pad_to_multiple_of=pad_to_multiple_of, device=device
-        ),
-        model=model,
-        num_microbatches=len(batches),
-        seq_length=dataset.max_seq_length,
-        micro_batch_size=len(batches[0]),
-        forward_only=True,
+    # Virtual stages take turns after as many micro-batches as there are stages; those that are missing are run twice.
+    num_missing = -len(batches) % parallel_state.get_pipeline_model_parallel_world_size() if len(model) > 1 else 0
+    passed = [*batches, *[batches[-1]] * num_missing]
+    loader = MicroBatchLoader(
+        dataset, ((batch_B, None) for batch_B in passed), pad_to_multiple_of=pad_to_multiple_of, device=device
     )
-    return reports
+    with _any_shapes(model):
+        reports: Sequence[LossReport] = get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=for_each_chunk(loader, model),
+            model=list(model),
+            num_microbatches=len(passed),
+            seq_length=dataset.max_seq_length,
+            micro_batch_size=len(batches[0]),
+            forward_only=True,
+        )
+    return reports[: len(batches)]
+
+
+def for_each_chunk(batches: Iterator[MicroBatch], model: Chunks) -> list[Iterator[MicroBatch]]:
+    """Give every chunk of the model the same micro-batches, each at its own pace.
+
+    Args:
+        batches: Gives the micro-batches of one pass of Megatron's schedule, and no others.
+        model: The chunks of the model on this rank.
+
+    Returns:
+        One iterator for each chunk.
+    """
+    return list(tee(batches, len(model)))
+
+
+def sum_of_losses(reports: Sequence[LossReport]) -> float:
+    """Add up the losses of micro-batches; 0 if there are none."""
+    return torch.stack([report.loss_sum for report in reports]).sum().item() if reports else 0.0
 
 
 @contextmanager
-def inference(model: DistributedDataParallel) -> Iterator[None]:
+def _any_shapes(model: Chunks) -> Iterator[None]:
+    """Let pipeline stages tell each other the shape of every micro-batch inside the block."""
+    config = get_model_config(model[0])
+    with replaced(config, "variable_seq_lengths", parallel_state.get_pipeline_model_parallel_world_size() > 1):
+        yield
+
+
+@contextmanager
+def inference(model: Chunks) -> Iterator[None]:
     """No dropout and no gradients inside the block, and all parameters gathered."""
-    model.eval()
+    for chunk in model:
+        chunk.eval()
     with torch.no_grad(), parameters_gathered(model):
         yield
-    model.train()
+    for chunk in model:
+        chunk.train()
 
 
 @contextmanager
-def parameters_gathered(model: DistributedDataParallel) -> Iterator[None]:
+def parameters_gathered(model: Chunks) -> Iterator[None]:
     """All parameters are up to date inside the block.
 
     With `overlap_param_gather` an optimizer step leaves them scattered over the ranks until the next training step's
     forward pass gathers them, layer by layer.
     """
-    if not model.ddp_config.overlap_param_gather:
-        yield
-        return
-    model.disable_forward_pre_hook()
+    hooked = [chunk for chunk in model if chunk.ddp_config.overlap_param_gather]
+    for chunk in hooked:
+        chunk.disable_forward_pre_hook()
     yield
-    model.enable_forward_pre_hook()
+    for chunk in hooked:
+        chunk.enable_forward_pre_hook()

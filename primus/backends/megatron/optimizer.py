@@ -2,6 +2,7 @@
 """AdamW, gradient clipping and the learning-rate schedule, all of them Megatron's."""
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
@@ -13,12 +14,12 @@ from primus.config.schema import TrainerConfig
 logger = logging.getLogger("primus")
 
 
-def build_optimizer(trainer: TrainerConfig, model: DistributedDataParallel) -> MegatronOptimizer:
+def build_optimizer(trainer: TrainerConfig, model: Sequence[DistributedDataParallel]) -> MegatronOptimizer:
     """Build the optimizer of this rank.
 
     Args:
         trainer: The trainer module of the run.
-        model: The model; its biases and norms are not decayed.
+        model: The chunks of the model on this rank; biases and norms are not decayed.
 
     Returns:
         Megatron's optimizer, with float32 main weights where the model is bfloat16.
@@ -38,7 +39,7 @@ def build_optimizer(trainer: TrainerConfig, model: DistributedDataParallel) -> M
             use_distributed_optimizer=trainer.use_distributed_optimizer,
             overlap_param_gather=trainer.overlap_param_gather,
         ),
-        [model],
+        list(model),
     )
     if isinstance(optimizer.optimizer, torch.optim.AdamW):
         # Where neither Transformer Engine nor apex is installed, Megatron takes PyTorch's AdamW, by default with one

@@ -5,8 +5,9 @@ Shapes: G sequences of a global batch.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +26,8 @@ from primus.backends.megatron.data.batches import (
     MicroBatch,
     rank_micro_batches,
 )
-from primus.backends.megatron.distributed import sum_over_data_parallel
-from primus.backends.megatron.evaluation import inference, run_forward_only
+from primus.backends.megatron.distributed import has_losses, sum_over_losses
+from primus.backends.megatron.evaluation import for_each_chunk, inference, run_forward_only, sum_of_losses
 from primus.backends.megatron.loss import LossReport, forward_step
 from primus.errors import TrainingError
 
@@ -66,8 +67,8 @@ class _StepSums(NamedTuple):
 class TrainingStep:
     """Everything that a step needs; `run` makes one."""
 
-    model: DistributedDataParallel
-    """The model."""
+    model: Sequence[DistributedDataParallel]
+    """The chunks of the model on this rank."""
     optimizer: MegatronOptimizer
     """Its optimizer."""
     scheduler: OptimizerParamScheduler
@@ -96,7 +97,8 @@ class TrainingStep:
             TrainingError: If the loss or the norm of the gradient is not finite, or the batch has no units to divide
                 by. But for the norm, the weights are still those of the step before.
         """
-        self.model.zero_grad_buffer()
+        for chunk in self.model:
+            chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         reports = self._forward_and_backward(micro_batches, num_sequences=len(batch_G))
         sums = self._sum_over_ranks(reports)
@@ -126,11 +128,12 @@ class TrainingStep:
 
     def _forward_and_backward(self, micro_batches: Iterator[MicroBatch], *, num_sequences: int) -> list[LossReport]:
         at_once = self.micro_batch_size * parallel_state.get_data_parallel_world_size()
+        num_micro_batches = num_sequences // at_once
         reports: list[LossReport] = get_forward_backward_func()(
             forward_step_func=forward_step,
-            data_iterator=micro_batches,
-            model=self.model,
-            num_microbatches=num_sequences // at_once,
+            data_iterator=for_each_chunk(islice(micro_batches, num_micro_batches), self.model),
+            model=list(self.model),
+            num_microbatches=num_micro_batches,
             seq_length=self.dataset.max_seq_length,
             micro_batch_size=self.micro_batch_size,
             forward_only=False,
@@ -141,8 +144,8 @@ class TrainingStep:
         content_hash = sum(report.content_hash for report in reports) % HASHES
         # In halves, whose sums over many ranks are exact in float64.
         high, low = divmod(content_hash, 1 << HASH_BITS // 2)
-        loss, num_targets, num_units, num_places, high_sum, low_sum = sum_over_data_parallel(
-            torch.stack([report.loss_sum for report in reports]).sum().item(),
+        loss, num_targets, num_units, num_places, high_sum, low_sum = sum_over_losses(
+            sum_of_losses(reports),
             sum(report.num_targets for report in reports),
             sum(report.num_units for report in reports),
             sum(report.num_places for report in reports),
@@ -175,9 +178,10 @@ class TrainingStep:
                 self.model, self.dataset, own, pad_to_multiple_of=self.pad_to_multiple_of, device=self.device
             )
         broken_G = np.zeros(len(batch_G))
-        for place, report in zip(places, reports, strict=True):
-            broken_G[place] = not math.isfinite(report.loss_sum.item())
-        broken_G = np.array(sum_over_data_parallel(*broken_G, device=self.device))
+        if has_losses():
+            for place, report in zip(places, reports, strict=True):
+                broken_G[place] = not math.isfinite(report.loss_sum.item())
+        broken_G = np.array(sum_over_losses(*broken_G, device=self.device))
         to_blame = batch_G[broken_G > 0]
         if len(to_blame) in (0, len(batch_G)):
             return (

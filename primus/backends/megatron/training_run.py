@@ -25,7 +25,7 @@ from primus.backends.megatron.distributed import Process, seed_dropout, seed_wei
 from primus.backends.megatron.evaluation import evaluate, parameters_gathered
 from primus.backends.megatron.model.gpt import build_model
 from primus.backends.megatron.optimizer import build_optimizer, build_scheduler
-from primus.backends.megatron.planning.layout import num_steps
+from primus.backends.megatron.planning.layout import num_steps, width_multiple
 from primus.backends.megatron.reporting.metrics import (
     EvaluationMetrics,
     Metrics,
@@ -95,7 +95,12 @@ class TrainingRun:
         # Each batch is asked for twice: when it is loaded ahead, and when it is trained.
         self._global_batch = lru_cache(maxsize=2 + AHEAD_PER_WORKER * trainer.num_workers)(global_batch)
         seed_weights(trainer.seed)
-        self._model = build_model(trainer, padded_vocab_size=facts.padded_vocab_size, device=process.device)
+        self._model = build_model(
+            trainer,
+            padded_vocab_size=facts.padded_vocab_size,
+            device=process.device,
+            vocab_size=facts.vocab_size,
+        )
         self._optimizer = build_optimizer(trainer, self._model)
         self._scheduler = build_scheduler(trainer, self._optimizer, train_iters=self.train_iters)
         self._step = TrainingStep(
@@ -104,7 +109,7 @@ class TrainingRun:
             scheduler=self._scheduler,
             dataset=train,
             micro_batch_size=trainer.micro_batch_size,
-            pad_to_multiple_of=trainer.sft_pad_to_multiple_of,
+            pad_to_multiple_of=width_multiple(trainer),
             device=process.device,
         )
 
@@ -159,7 +164,7 @@ class TrainingRun:
         return MicroBatchLoader(
             self._train,
             chain.from_iterable(map(self._step.own_micro_batches, batches)),
-            pad_to_multiple_of=self._trainer.sft_pad_to_multiple_of,
+            pad_to_multiple_of=width_multiple(self._trainer),
             device=self._process.device,
             num_workers=self._trainer.num_workers,
         )
@@ -199,7 +204,7 @@ class TrainingRun:
             self._validation,
             at_most=self._trainer.eval_iters * self._trainer.global_batch_size,
             micro_batch_size=self._trainer.micro_batch_size,
-            pad_to_multiple_of=self._trainer.sft_pad_to_multiple_of,
+            pad_to_multiple_of=width_multiple(self._trainer),
             device=self._process.device,
         )
         consumed_samples = iteration * self._trainer.global_batch_size

@@ -4,13 +4,8 @@ import pytest
 from primus.config.unavailable import UNAVAILABLE
 from tests.unit_tests.config.conftest import Problems
 
-PARALLEL = "and use data parallelism, with use_distributed_optimizer to save memory"
 CASES = {
-    "tensor_model_parallel_size=2": f"set it to 1 {PARALLEL}",
-    "pipeline_model_parallel_size=4": f"set it to 1 {PARALLEL}",
-    "virtual_pipeline_model_parallel_size=2": f"set it to null {PARALLEL}",
     "context_parallel_size=2": "set it to 1; recompute_granularity full lets longer sequences fit",
-    "sequence_parallel=true": "set it to false; recompute_granularity full saves activation memory",
     "lora.enabled=true": "set it to false, which trains all weights",
     "hf_path=model": "set it to null and start from a checkpoint of this project with load and finetune",
     "add_bias_linear=true": "set it to false; add_qkv_bias is the bias that Qwen2 has",
@@ -31,7 +26,7 @@ def test_every_unavailable_feature_has_a_case() -> None:
 
 
 def test_a_wrong_value_of_such_a_key_is_reported_as_that(problems: Problems) -> None:
-    assert problems("tensor_model_parallel_size=two", "lora.enabled=maybe") == [
-        "command line: tensor_model_parallel_size: 'two' is not a whole number; write one, for example 8",
+    assert problems("add_bias_linear=two", "lora.enabled=maybe") == [
+        "command line: add_bias_linear: 'two' is neither true nor false; write one of the two",
         "command line: lora.enabled: 'maybe' is neither true nor false; write one of the two",
     ]

@@ -12,7 +12,7 @@ import os
 import pickle
 import queue
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ _CANNOT_READ = (
 def save_checkpoint(
     save: Path,
     *,
-    model: DistributedDataParallel,
+    model: Sequence[DistributedDataParallel],
     optimizer: MegatronOptimizer,
     run: RunFacts,
     data_state: str | None = None,
@@ -117,7 +117,12 @@ def _ending_with(parent: int, write: Callable[..., None]) -> Callable[..., None]
 
 
 def load_checkpoint(
-    load: Path, *, model: DistributedDataParallel, optimizer: MegatronOptimizer, run: RunFacts, weights_only: bool
+    load: Path,
+    *,
+    model: Sequence[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    run: RunFacts,
+    weights_only: bool,
 ) -> int:
     """Load a checkpoint into the model and the optimizer; all ranks call it together.
 
@@ -148,18 +153,18 @@ def load_checkpoint(
     return saved.iteration
 
 
-def _load_weights(folder: Path, *, model: DistributedDataParallel, optimizer: MegatronOptimizer) -> None:
-    state = _read(folder, {"model": model.module.sharded_state_dict(metadata=_metadata())})
-    model.module.load_state_dict(state["model"])
+def _load_weights(folder: Path, *, model: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
+    state = _read(folder, _sharded_weights(model))
+    _load_chunks(model, state)
     # The float32 copies of bfloat16 weights, and the shards of the distributed optimizer, were made before.
     optimizer.reload_model_params()
 
 
-def _load_everything(folder: Path, *, model: DistributedDataParallel, optimizer: MegatronOptimizer) -> None:
+def _load_everything(folder: Path, *, model: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
     with _hyperparameters_kept(optimizer):
         _give_steps_to_fresh_state(optimizer)
         state = _read(folder, _sharded_state(model, optimizer, is_loading=True))
-        model.module.load_state_dict(state["model"])
+        _load_chunks(model, state)
         _load_optimizer(optimizer, state["optimizer"])
 
 
@@ -174,14 +179,28 @@ def _metadata() -> dict[str, Any]:
     }
 
 
-def _sharded_state(model: DistributedDataParallel, optimizer: MegatronOptimizer, *, is_loading: bool) -> dict[str, Any]:
+def _sharded_state(
+    model: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer, *, is_loading: bool
+) -> dict[str, Any]:
     metadata = _metadata()
-    weights = model.module.sharded_state_dict(metadata=metadata)
+    weights = _sharded_weights(model)
     state = optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=metadata)
     if "param_state" in state and state["param_state"] is None:
         # Another rank has gathered it; Megatron takes the None for a difference between the ranks, and warns.
         del state["param_state"]
-    return {"model": weights, "optimizer": state}
+    return {**weights, "optimizer": state}
+
+
+def _sharded_weights(model: Sequence[DistributedDataParallel]) -> dict[str, Any]:
+    """The weights of this rank by chunk; in the checkpoint their names are those in the whole model."""
+    return {
+        f"model{number}": chunk.module.sharded_state_dict(metadata=_metadata()) for number, chunk in enumerate(model)
+    }
+
+
+def _load_chunks(model: Sequence[DistributedDataParallel], state: Mapping[str, Any]) -> None:
+    for number, chunk in enumerate(model):
+        chunk.module.load_state_dict(state[f"model{number}"])
 
 
 def _read(folder: Path, request: dict[str, Any]) -> dict[str, Any]:

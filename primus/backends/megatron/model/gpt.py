@@ -5,16 +5,24 @@ Shapes: S positions, B sequences, N targets of a micro-batch, H width of the res
 """
 
 import logging
+import math
 import warnings
+from dataclasses import replace
+from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from primus.backends.megatron.model.attention import are_segments, build_layer_modules
+from primus.backends.megatron.model.initialisation import initialise, leave_uninitialised
+from primus.backends.megatron.planning.layout import has_variable_widths
 from primus.config.schema import TrainerConfig
 
 logger = logging.getLogger("primus")
@@ -25,7 +33,22 @@ class TargetsOnlyGPTModel(GPTModel):  # type: ignore[misc]
 
     In a conversation most positions have none. Logits are the largest tensor of the model, V numbers for each position,
     so leaving out those that nothing is computed from saves time and memory and changes no loss.
+
+    Rows of the embedding that stand for no token, which are there to make the shares of tensor-parallel ranks equal,
+    have no part in the loss. So it does not depend on how many there are.
+
+    Args:
+        num_tokens: Rows of the embedding that stand for a token; the others are the last ones.
+        **keys: As for `GPTModel`.
     """
+
+    def __init__(self, *, num_tokens: int, **keys: Any) -> None:
+        super().__init__(**keys)
+        self.num_tokens = num_tokens
+        if self.post_process and self.config.sequence_parallel:
+            # It would gather the positions that the ranks share out; they are gathered before targets are picked.
+            self.output_layer.sequence_parallel = False
+            self.output_layer.allreduce_dgrad = True
 
     def forward(
         self,
@@ -36,7 +59,7 @@ class TargetsOnlyGPTModel(GPTModel):  # type: ignore[misc]
         labels_N: Tensor | None = None,
         target_positions_N: Tensor | None = None,
     ) -> Tensor:
-        """Give the loss of every target, or the logits of every position.
+        """Give the loss of every target, or the logits of every position; before the last stage, hidden states.
 
         Args:
             input_ids: Shape [B, S].
@@ -49,25 +72,41 @@ class TargetsOnlyGPTModel(GPTModel):  # type: ignore[misc]
 
         Returns:
             Cross entropy in float32, shape [N], aligned with `labels_N`. Without `labels_N`, logits of shape [B, S, V].
+            On a pipeline stage that is not the last one, what the next one goes on with, shape [S, B, H], of which
+            sequence-parallel ranks have a part of S each.
         """
-        if labels_N is None or target_positions_N is None:
-            logits_BSV: Tensor = super().forward(input_ids, position_ids, attention_mask)
-            return logits_BSV
         decoder_input, rotary_pos_emb, *_ = self._preprocess(input_ids=input_ids, position_ids=position_ids)
         if attention_mask is not None and position_ids is not None and are_segments(attention_mask):
             # As if each conversation were alone: what a long sequence rounds off its angles depends on the place.
             rotary_pos_emb = rotary_pos_emb[position_ids.t()].flatten(2, 3)
-        hidden_SBH = self.decoder(
+        hidden_SBH: Tensor = self.decoder(
             hidden_states=decoder_input, attention_mask=attention_mask, rotary_pos_emb=rotary_pos_emb
         )
+        if not self.post_process:
+            return hidden_SBH
+        if self.config.sequence_parallel:
+            # What flows back is the same on all ranks, so each takes its part instead of adding them up.
+            hidden_SBH = gather_from_sequence_parallel_region(hidden_SBH, tensor_parallel_output_grad=False)
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        if labels_N is None or target_positions_N is None:
+            logits_SBV: Tensor = self.output_layer(hidden_SBH, weight=weight, runtime_gather_output=True)[0]
+            return logits_SBV.transpose(0, 1).contiguous()
         hidden_N1H = hidden_SBH.flatten(0, 1).index_select(0, target_positions_N).unsqueeze(1)
-        tied = self.share_embeddings_and_output_weights
-        logits_N1V, _ = self.output_layer(hidden_N1H, weight=self.shared_embedding_or_output_weight() if tied else None)
+        logits_N1V, _ = self.output_layer(hidden_N1H, weight=weight)
+        self._leave_out_padding(logits_N1V)
         if self.config.tensor_model_parallel_size == 1:
             # Megatron's loss asks the other ranks for their part of the vocabulary, also where there is none.
             return cross_entropy(logits_N1V.squeeze(1).float(), labels_N, reduction="none")
         losses_1N: Tensor = self.compute_language_model_loss(labels_N.unsqueeze(0), logits_N1V)
         return losses_1N.squeeze(0)
+
+    def _leave_out_padding(self, logits_N1V: Tensor) -> None:
+        """Give rows of the embedding that stand for no token the probability 0, and with it the gradient 0."""
+        num_rows = logits_N1V.size(-1)
+        num_used = self.num_tokens - num_rows * parallel_state.get_tensor_model_parallel_rank()
+        if num_used < num_rows:
+            with torch.no_grad():
+                logits_N1V[..., max(num_used, 0) :] = -math.inf
 
 
 def build_transformer_config(trainer: TrainerConfig, *, device: torch.device) -> TransformerConfig:
@@ -81,6 +120,7 @@ def build_transformer_config(trainer: TrainerConfig, *, device: torch.device) ->
         Megatron's configuration, with the loss summed per token.
     """
     dtype = torch.bfloat16 if trainer.bf16 else torch.float32
+    is_interleaved = trainer.virtual_pipeline_model_parallel_size is not None
     recompute_method, recompute_num_layers = trainer.recompute_method, trainer.recompute_num_layers
     if trainer.recompute_granularity == "full":
         recompute_method = recompute_method or "uniform"
@@ -103,6 +143,9 @@ def build_transformer_config(trainer: TrainerConfig, *, device: torch.device) ->
             gated_linear_unit=trainer.swiglu,
             activation_func=torch.nn.functional.silu if trainer.swiglu else torch.nn.functional.gelu,
             init_method_std=trainer.init_method_std,
+            init_method=leave_uninitialised,
+            output_layer_init_method=leave_uninitialised,
+            embedding_init_method=leave_uninitialised,
             attention_dropout=trainer.attention_dropout,
             hidden_dropout=trainer.hidden_dropout,
             bf16=trainer.bf16,
@@ -118,47 +161,94 @@ def build_transformer_config(trainer: TrainerConfig, *, device: torch.device) ->
             recompute_num_layers=recompute_num_layers,
             calculate_per_token_loss=True,
             use_cpu_initialization=device.type == "cpu",
+            # With two stages the one before is also the one behind, and a batch of two sends to the same rank would be
+            # received in the order in which that one happens to ask for them; see docs/design/architecture.md.
+            overlap_p2p_comm=is_interleaved,
+            batch_p2p_comm=not is_interleaved,
             batch_p2p_sync=device.type != "cpu",
+            variable_seq_lengths=has_variable_widths(trainer),
+            deallocate_pipeline_outputs=trainer.pipeline_model_parallel_size > 1,
             cuda_graph_scope=[],
         )
 
 
-def build_model(trainer: TrainerConfig, *, padded_vocab_size: int, device: torch.device) -> DistributedDataParallel:
-    """Build the model of this rank, wrapped for data parallelism.
+def build_model(
+    trainer: TrainerConfig, *, padded_vocab_size: int, device: torch.device, vocab_size: int | None = None
+) -> list[DistributedDataParallel]:
+    """Build this rank's part of the model, wrapped for data parallelism.
 
     Args:
         trainer: The trainer module of the run.
         padded_vocab_size: Rows of the embedding.
         device: Where the model runs.
+        vocab_size: Rows that stand for a token; None means all.
 
     Returns:
-        Megatron's DistributedDataParallel around GPTModel; its weights are those of the seed, the same on every rank.
+        Megatron's DistributedDataParallel around each chunk of GPTModel: one, or with virtual pipeline stages one for
+        each. The weights are those of the seed, the same in every layout.
     """
     config = build_transformer_config(trainer, device=device)
     modules = build_layer_modules(config, device=device, is_packed=trainer.packing != "none")
     logger.info("model: %s", modules.reason)
+    num_chunks = trainer.virtual_pipeline_model_parallel_size
+    chunks = [
+        _build_chunk(
+            trainer,
+            config,
+            modules.submodules,
+            padded_vocab_size=padded_vocab_size,
+            vocab_size=vocab_size or padded_vocab_size,
+            number=number if num_chunks else None,
+        ).to(device)
+        for number in range(num_chunks or 1)
+    ]
+    wrapped = [
+        DistributedDataParallel(
+            config=config,
+            ddp_config=DistributedDataParallelConfig(
+                grad_reduce_in_fp32=True,
+                overlap_grad_reduce=trainer.overlap_grad_reduce,
+                overlap_param_gather=trainer.overlap_param_gather,
+                use_distributed_optimizer=trainer.use_distributed_optimizer,
+            ),
+            module=chunk,
+            # The others are reduced while the first one is computed.
+            disable_bucketing=number > 0,
+        )
+        for number, chunk in enumerate(chunks)
+    ]
+    config.finalize_model_grads_func = finalize_model_grads
+    if trainer.overlap_grad_reduce:
+        no_sync = [chunk.no_sync for chunk in wrapped]
+        config.no_sync_func = no_sync if num_chunks else no_sync[0]
+    return wrapped
+
+
+def _build_chunk(
+    trainer: TrainerConfig,
+    config: TransformerConfig,
+    submodules: TransformerBlockSubmodules,
+    *,
+    padded_vocab_size: int,
+    vocab_size: int,
+    number: int | None,
+) -> TargetsOnlyGPTModel:
+    """One pipeline stage of this rank; `number` counts them if they are virtual stages."""
+    num_layers = get_num_layers_to_build(config, vp_stage=number)
     model = TargetsOnlyGPTModel(
+        num_tokens=vocab_size,
         config=config,
-        transformer_layer_spec=modules.submodules,
+        transformer_layer_spec=replace(submodules, layer_specs=submodules.layer_specs[:num_layers]),
         vocab_size=padded_vocab_size,
         max_sequence_length=trainer.max_position_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=number),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=number),
         share_embeddings_and_output_weights=not trainer.untie_embeddings_and_output_weights,
         position_embedding_type=trainer.position_embedding_type,
         rotary_base=trainer.rotary_base,
         rope_scaling=trainer.use_rope_scaling,
         rope_scaling_factor=trainer.rope_scaling_factor,
-    ).to(device)
-    wrapped = DistributedDataParallel(
-        config=config,
-        ddp_config=DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True,
-            overlap_grad_reduce=trainer.overlap_grad_reduce,
-            overlap_param_gather=trainer.overlap_param_gather,
-            use_distributed_optimizer=trainer.use_distributed_optimizer,
-        ),
-        module=model,
+        vp_stage=number,
     )
-    config.finalize_model_grads_func = finalize_model_grads
-    if trainer.overlap_grad_reduce:
-        config.no_sync_func = wrapped.no_sync
-    return wrapped
+    initialise(model, seed=trainer.seed, vocab_size=vocab_size)
+    return model

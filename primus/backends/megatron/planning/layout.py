@@ -87,6 +87,63 @@ def num_steps(trainer: TrainerConfig, *, num_sequences: int) -> int:
     return math.ceil((trainer.sft_num_epochs or 1.0) * num_sequences / trainer.global_batch_size)
 
 
+def shared_positions(trainer: TrainerConfig) -> int:
+    """Positions of which all ranks that share a sequence get the same whole number.
+
+    Context parallelism gives each rank two chunks; tensor-parallel ranks share those under sequence parallelism.
+
+    Args:
+        trainer: The trainer module of the run.
+
+    Returns:
+        What the length of every sequence is a multiple of.
+
+    Examples:
+        >>> from primus.config.schema import TrainerConfig
+        >>> tiny = dict(num_layers=1, hidden_size=8, ffn_hidden_size=8, num_attention_heads=1, seq_length=8, lr=0.1)
+        >>> shared_positions(TrainerConfig(**tiny, global_batch_size=1, context_parallel_size=3))
+        6
+    """
+    chunks = 2 * trainer.context_parallel_size if trainer.context_parallel_size > 1 else 1
+    return chunks * (trainer.tensor_model_parallel_size if trainer.sequence_parallel else 1)
+
+
+def width_multiple(trainer: TrainerConfig) -> int:
+    """What the width of a micro-batch is rounded up to.
+
+    Args:
+        trainer: The trainer module of the run.
+
+    Returns:
+        `sft_pad_to_multiple_of`, or the next multiple of it that the ranks can share; where pipeline stages expect one
+        width (see `has_variable_widths`), `seq_length`.
+
+    Examples:
+        >>> from primus.config.schema import TrainerConfig
+        >>> tiny = dict(num_layers=1, hidden_size=8, ffn_hidden_size=8, num_attention_heads=1, seq_length=8, lr=0.1)
+        >>> width_multiple(TrainerConfig(**tiny, global_batch_size=1, context_parallel_size=3))
+        24
+    """
+    if trainer.pipeline_model_parallel_size > 1 and not has_variable_widths(trainer):
+        return trainer.seq_length
+    return math.lcm(trainer.sft_pad_to_multiple_of, shared_positions(trainer))
+
+
+def has_variable_widths(trainer: TrainerConfig) -> bool:
+    """Whether pipeline stages tell each other the width of every micro-batch before they send it.
+
+    That costs a small message, and on a GPU the wait for it. Unpacked conversations are of such different lengths that
+    padding all of them to `seq_length` would cost far more; packs fill it anyway.
+
+    Args:
+        trainer: The trainer module of the run.
+
+    Returns:
+        True with pipeline parallelism and unpacked conversations.
+    """
+    return trainer.pipeline_model_parallel_size > 1 and trainer.packing == "none"
+
+
 def _nearest_multiples(value: int, divisor: int) -> str:
     below = value // divisor * divisor
     return f"{below} or {below + divisor}" if below else f"{divisor}"

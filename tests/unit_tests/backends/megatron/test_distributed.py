@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from primus.backends.megatron.distributed import on_first_rank, sum_over_data_parallel, this_process
+from primus.backends.megatron.distributed import on_first_rank, sum_over_losses, this_process
 from primus.errors import LayoutError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -49,7 +49,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.usefixtures("joined")
 def test_sums_are_in_float64() -> None:
-    assert sum_over_data_parallel(0.1, 1e9 + 0.1, device=torch.device("cpu")) == [0.1, 1e9 + 0.1]
+    assert sum_over_losses(0.1, 1e9 + 0.1, device=torch.device("cpu")) == [0.1, 1e9 + 0.1]
 
 
 @pytest.mark.usefixtures("joined")

@@ -20,9 +20,11 @@ CPU = torch.device("cpu")
 def test_the_loss_is_exactly_that_of_each_target_once(
     tiny: ModuleType, tmp_path: Path, num_sequences: int, micro_batch_size: int, at_most: int
 ) -> None:
-    model = build_model(tiny.tiny_config(tmp_path, hidden_dropout=0.5).trainer, padded_vocab_size=64, device=CPU)
+    (model,) = build_model(tiny.tiny_config(tmp_path, hidden_dropout=0.5).trainer, padded_vocab_size=64, device=CPU)
     data = tiny.TinySequences(num_sequences, seed=2)
-    found = evaluate(model, data, at_most=at_most, micro_batch_size=micro_batch_size, pad_to_multiple_of=8, device=CPU)
+    found = evaluate(
+        [model], data, at_most=at_most, micro_batch_size=micro_batch_size, pad_to_multiple_of=8, device=CPU
+    )
     assert model.training
     chosen = range(num_sequences) if not at_most else [i * num_sequences // at_most for i in range(at_most)]
     losses, num_targets = 0.0, 0

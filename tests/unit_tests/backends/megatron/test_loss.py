@@ -23,7 +23,7 @@ def reference_gradients(tiny: ModuleType, config: TrainConfig, *, num_sequences:
     )
     with joined_processes(this_process(), config.trainer):
         seed_weights(config.trainer.seed)
-        model = build_model(config.trainer, padded_vocab_size=64, device=torch.device("cpu")).module
+        model = build_model(config.trainer, padded_vocab_size=64, device=torch.device("cpu"))[0].module
         losses_BS = cross_entropy(model(input_ids_BS, None, None).transpose(1, 2), labels_BS, reduction="none")
         mean = (losses_BS * weights_BS).sum() / (weights_BS > 0).sum()
         names, parameters = zip(*model.named_parameters(), strict=True)

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.usefixtures("joined")
 
 def learning_rates(tiny: ModuleType, folder: Path, *, train_iters: int, **keys: Any) -> list[float]:
     trainer = tiny.tiny_config(folder, lr=1.0, **keys).trainer
-    model = build_model(trainer, padded_vocab_size=64, device=torch.device("cpu"))
-    optimizer = build_optimizer(trainer, model)
+    (model,) = build_model(trainer, padded_vocab_size=64, device=torch.device("cpu"))
+    optimizer = build_optimizer(trainer, [model])
     scheduler = build_scheduler(trainer, optimizer, train_iters=train_iters)
     rates = []
     for _ in range(train_iters):
@@ -51,8 +51,8 @@ def test_a_warm_up_as_long_as_the_run_is_warned_about(
 
 def test_biases_and_norms_are_not_decayed(tiny: ModuleType, tmp_path: Path) -> None:
     trainer = tiny.tiny_config(tmp_path, weight_decay=0.1, add_qkv_bias=True).trainer
-    model = build_model(trainer, padded_vocab_size=64, device=torch.device("cpu"))
-    optimizer = build_optimizer(trainer, model)
+    (model,) = build_model(trainer, padded_vocab_size=64, device=torch.device("cpu"))
+    optimizer = build_optimizer(trainer, [model])
     build_scheduler(trainer, optimizer, train_iters=5).step(increment=1)
     decay_of = {
         id(parameter): group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]

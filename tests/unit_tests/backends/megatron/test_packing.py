@@ -42,7 +42,7 @@ def outcome(
     process = this_process()
     with joined_processes(process, trainer):
         seed_weights(7)
-        model = build_model(trainer, padded_vocab_size=64, device=process.device)
+        (model,) = build_model(trainer, padded_vocab_size=64, device=process.device)
         model.zero_grad_buffer()
         loss, num_targets = 0.0, 0
         for start in range(0, len(data), micro_batch_size):
@@ -162,7 +162,7 @@ def test_no_token_sees_another_conversation_of_its_pack(tiny: ModuleType, tmp_pa
     trainer = tiny.tiny_config(tmp_path).trainer
     with joined_processes(this_process(), trainer):
         seed_weights(7)
-        model = build_model(trainer, padded_vocab_size=64, device=CPU)
+        (model,) = build_model(trainer, padded_vocab_size=64, device=CPU)
         losses = []
         for middle in (second, changed):
             data = tiny.dataset_of([first, middle, third], packing="sequential", max_seq_length=64)
@@ -188,11 +188,11 @@ def test_no_token_sees_another_conversation_of_its_pack(tiny: ModuleType, tmp_pa
 def test_the_validation_loss_is_the_same_packed_and_alone(
     tiny: ModuleType, tmp_path: Path, joined: None, micro_batch_size: int
 ) -> None:
-    model = build_model(tiny.tiny_config(tmp_path).trainer, padded_vocab_size=64, device=CPU)
+    (model,) = build_model(tiny.tiny_config(tmp_path).trainer, padded_vocab_size=64, device=CPU)
     made = tiny.conversations(30)
     losses = [
         evaluate(
-            model,
+            [model],
             tiny.dataset_of(made, packing=packing),
             at_most=0,
             micro_batch_size=micro_batch_size,

@@ -46,19 +46,19 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_sequences(
 ) -> None:
     for index in (3, 6):
         step.dataset.rows[index]["loss_mask"][0] = poison  # type: ignore[attr-defined]
-    before = [parameter.clone() for parameter in step.model.parameters()]
+    before = [parameter.clone() for parameter in step.model[0].parameters()]
     message = (
         f"step 5: the loss is {poison} because of 2 of the global batch's 8 sequences; "
         "look at tiny.jsonl:4, tiny.jsonl:7$"
     )
     with pytest.raises(TrainingError, match=message):
         step.run(np.arange(8), tiny.micro_batches_of(step, np.arange(8)), iteration=5)
-    assert all(torch.equal(old, new) for old, new in zip(before, step.model.parameters(), strict=True))
+    assert all(torch.equal(old, new) for old, new in zip(before, step.model[0].parameters(), strict=True))
 
 
 def test_a_broken_model_is_told_from_broken_sequences(tiny: ModuleType, step: TrainingStep) -> None:
     with torch.no_grad():
-        next(iter(step.model.parameters())).fill_(float("nan"))
+        next(iter(step.model[0].parameters())).fill_(float("nan"))
     message = (
         "step 5: the loss is nan, with every sequence of the global batch; lower lr, .*: tiny.jsonl:1, .* and 2 more"
     )
@@ -67,7 +67,7 @@ def test_a_broken_model_is_told_from_broken_sequences(tiny: ModuleType, step: Tr
 
 
 def test_a_gradient_that_is_no_number_stops_the_run(tiny: ModuleType, step: TrainingStep) -> None:
-    parameter = next(iter(step.model.parameters()))
+    parameter = next(iter(step.model[0].parameters()))
     parameter.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(
         TrainingError, match=r"step 5: the norm of the gradient is (nan|inf), though the loss is .*; lower"

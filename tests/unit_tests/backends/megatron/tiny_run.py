@@ -224,10 +224,15 @@ def gradients_of_a_step(config: TrainConfig, data: SequenceDataset | None = None
             pad_to_multiple_of=8,
             device=process.device,
         )
-        model.zero_grad_buffer()
+        for chunk in model:
+            chunk.zero_grad_buffer()
         batch_G = np.arange(config.trainer.global_batch_size)
         step._forward_and_backward(micro_batches_of(step, batch_G), num_sequences=len(batch_G))
-        return {name: parameter.main_grad.numpy().copy() for name, parameter in model.module.named_parameters()}
+        return {
+            name: parameter.main_grad.numpy().copy()
+            for chunk in model
+            for name, parameter in chunk.module.named_parameters()
+        }
 
 
 if __name__ == "__main__":

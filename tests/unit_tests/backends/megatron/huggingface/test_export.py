@@ -74,7 +74,7 @@ def gpt_model(trainer: TrainerConfig, *, vocab_size: int = VOCAB_SIZE) -> Iterat
     with joined_processes(process, trainer):
         seed_weights(7)
         num_rows = padded_vocab_size(vocab_size, divisible_by=128, tensor_parallel=1)
-        model = build_model(trainer, padded_vocab_size=num_rows, device=process.device).module.eval()
+        model = build_model(trainer, padded_vocab_size=num_rows, device=process.device)[0].module.eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "norm" in name or "bias" in name:

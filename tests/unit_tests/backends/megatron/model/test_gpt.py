@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 )
 def test_the_counted_parameters_are_those_of_the_model(tiny: ModuleType, tmp_path: Path, keys: dict[str, Any]) -> None:
     trainer = tiny.tiny_config(tmp_path, **keys).trainer
-    model = build_model(trainer, padded_vocab_size=64, device=CPU)
+    (model,) = build_model(trainer, padded_vocab_size=64, device=CPU)
     built = sum(parameter.numel() for parameter in model.parameters())
     assert built == count_parameters(trainer, padded_vocab_size=64).total
 
@@ -37,7 +37,7 @@ def test_the_counted_parameters_are_those_of_the_model(tiny: ModuleType, tmp_pat
 def test_losses_at_targets_only_equal_those_from_all_logits(tiny: ModuleType, tmp_path: Path, tied: bool) -> None:
     seed_weights(1)
     trainer = tiny.tiny_config(tmp_path, untie_embeddings_and_output_weights=not tied).trainer
-    model = build_model(trainer, padded_vocab_size=64, device=CPU)
+    (model,) = build_model(trainer, padded_vocab_size=64, device=CPU)
     input_ids_BS, labels_BS = torch.randint(61, (2, 3, 10)).unbind(0)
     # Positions 4 and 9 of the first sequence, none of the second, position 0 of the third.
     sequences, positions = torch.tensor([0, 0, 2]), torch.tensor([4, 9, 0])
@@ -56,7 +56,7 @@ def test_losses_at_targets_only_equal_those_from_all_logits(tiny: ModuleType, tm
 
 @pytest.mark.usefixtures("joined")
 def test_a_micro_batch_without_targets_has_gradients_of_zero(tiny: ModuleType, tmp_path: Path) -> None:
-    model = build_model(tiny.tiny_config(tmp_path).trainer, padded_vocab_size=64, device=CPU)
+    (model,) = build_model(tiny.tiny_config(tmp_path).trainer, padded_vocab_size=64, device=CPU)
     model.zero_grad_buffer()
     none = torch.zeros(0, dtype=torch.int64)
     model(torch.zeros(1, 4, dtype=torch.int64), None, None, labels_N=none, target_positions_N=none).sum().backward()

@@ -55,7 +55,7 @@ def model_of(trainer: TrainerConfig, *, num_rows: int) -> Iterator[MegatronModel
     process = this_process()
     with joined_processes(process, trainer):
         seed_weights(1)
-        yield build_model(trainer, padded_vocab_size=num_rows, device=process.device)
+        yield build_model(trainer, padded_vocab_size=num_rows, device=process.device)[0]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -123,7 +123,7 @@ def test_estimated_weights_gradients_and_optimizer_are_what_is_allocated(
 ) -> None:
     trainer = trainer_of(bf16=bf16, use_distributed_optimizer=use_distributed_optimizer)
     with model_of(trainer, num_rows=384) as model:
-        optimizer = build_optimizer(trainer, model)
+        optimizer = build_optimizer(trainer, [model])
         for parameter in model.parameters():
             parameter.main_grad.fill_(1e-3)
         optimizer.step()
