@@ -151,13 +151,11 @@ def _common_store(timeout: timedelta) -> Store:
 
 def _connect(process: Process, *, timeout: timedelta, backend: str | None = None) -> None:
     backend = backend or ("gloo" if process.device.type == "cpu" else "nccl")
-    store: Store
-    if process.world_size == 1:
-        # No address to agree on, so that runs beside each other never meet.
-        store = HashStore()
-    else:
-        # A second group of the same processes finds the keys of the first one there.
-        store = PrefixStore(f"run_{next(_run_numbers)}", _common_store(timeout))
+    # A process of its own has no address to agree on, so that runs beside each other never meet; and a second group of
+    # the same processes finds the keys of the first one in their store.
+    store = (
+        HashStore() if process.world_size == 1 else PrefixStore(f"run_{next(_run_numbers)}", _common_store(timeout))
+    )
     torch.distributed.init_process_group(
         backend,
         store=store,

@@ -7,6 +7,7 @@ Shapes: G sequences of a global batch.
 import dataclasses
 import json
 import logging
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +15,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from primus.backends.megatron.checkpoint.folder import RunFacts
-from primus.backends.megatron.checkpoint.state import load_checkpoint, save_checkpoint
+from primus.backends.megatron.checkpoint.folder import RunFacts, read_run
+from primus.backends.megatron.checkpoint.saving import CheckpointSaver
+from primus.backends.megatron.checkpoint.start import Start
+from primus.backends.megatron.checkpoint.state import load_checkpoint
 from primus.backends.megatron.data.batches import IntArray, MicroBatch, SequenceDataset
 from primus.backends.megatron.data.loading import AHEAD_PER_WORKER, MicroBatchLoader
 from primus.backends.megatron.distributed import Process, seed_dropout, seed_weights
@@ -32,7 +36,9 @@ from primus.backends.megatron.reporting.metrics import (
     StepMetrics,
 )
 from primus.backends.megatron.step import StepOutcome, TrainingStep
+from primus.backends.megatron.stopping import StopRequest, stop_signals_noted
 from primus.config.schema import TrainConfig, TrainerConfig
+from primus.errors import TrainingError
 from primus.sft.order import SequenceOrder
 from primus.sft.streaming import IndexedStream
 
@@ -55,6 +61,8 @@ class TrainingResult:
     """One JSON object per line."""
     loss_curve_path: Path
     """A picture of the losses."""
+    stopped_by: signal.Signals | None = None
+    """The signal that stopped the run before its last step; None if it came to its end."""
 
     def lines(self) -> list[str]:
         """The result for people."""
@@ -82,6 +90,7 @@ class TrainingRun:
         train: SequenceDataset | IndexedStream,
         validation: SequenceDataset | None,
         facts: RunFacts,
+        start: Start,
     ) -> None:
         trainer = config.trainer
         self._config = config
@@ -90,6 +99,8 @@ class TrainingRun:
         self._train = train
         self._validation = validation
         self._facts = facts
+        self._start = start
+        self._newest_checkpoint = start.folder
         self._stream = train if isinstance(train, IndexedStream) else None
         global_batch, self.train_iters = _steps(trainer, train)
         # Each batch is asked for twice: when it is loaded ahead, and when it is trained.
@@ -114,50 +125,83 @@ class TrainingRun:
         )
 
     def load(self) -> int:
-        """Load what the configuration names; return the number of steps that were made."""
-        if self._trainer.load is None:
+        """Load what the run starts from; return the number of steps that were made."""
+        if self._start.folder is None:
             return 0
         start = load_checkpoint(
-            self._trainer.load,
+            self._start.folder,
             model=self._model,
             optimizer=self._optimizer,
             run=self._facts,
-            weights_only=self._trainer.finetune,
+            weights_only=self._start.weights_only,
         )
         self._scheduler.step(increment=start)
         return start
 
     def train(self, start: int, show: Callable[[Metrics], None]) -> TrainingResult:
-        """Make the steps from `start` to the last one."""
+        """Make the steps from `start` to the last one, or to the one after which a signal stops all ranks."""
         logs = self._config.exp_dir / "logs"
-        outcome, validation_loss, checkpoint = None, None, self._trainer.load or self._save_dir
         if start >= self.train_iters:
             logger.warning("step %d is reached already, and the run has %d; nothing to do", start, self.train_iters)
-        clock = _Clock()
-        with self._loader(start) as loader:
-            for index in range(start, self.train_iters):
-                iteration, is_last = index + 1, index + 1 == self.train_iters
-                batch_G = self._global_batch(index)
-                tokens = int(self._train.num_positions_of(batch_G).sum())
-                with clock.measuring(tokens=tokens):
-                    outcome = self._make_step(batch_G, loader, iteration=iteration)
-                if is_last or iteration % self._trainer.log_interval == 0:
-                    show(self._step_metrics(outcome, iteration=iteration, clock=clock))
-                    clock = _Clock()
-                if is_last or _is_due(iteration, self._trainer.eval_interval):
-                    validation_loss = self._evaluate(iteration, show)
-                if is_last or _is_due(iteration, self._trainer.save_interval):
-                    # The checkpoint's writers are forked.
-                    loader.settle()
-                    checkpoint = self._save(iteration)
+        saver = CheckpointSaver(
+            self._save_dir,
+            keep=self._trainer.most_recent_k,
+            in_background=self._trainer.async_save,
+            on_saved=self._note_saved,
+        )
+        with self._loader(start) as loader, saver, stop_signals_noted() as request:
+            try:
+                progress = self._make_steps(start, show, loader=loader, saver=saver, request=request)
+            except TrainingError:
+                # All ranks are here, and what is being written is of a step before.
+                saver.finish()
+                raise
+            saver.finish()
+        outcome, validation_loss, iteration, stopped_by = progress
+        assert self._newest_checkpoint is not None, "a step was made, or there was none left to make"
         return TrainingResult(
-            iteration=max(start, self.train_iters),
+            iteration=iteration,
             lm_loss=None if outcome is None else outcome.lm_loss,
             validation_loss=validation_loss,
-            checkpoint=checkpoint,
+            checkpoint=self._newest_checkpoint,
             metrics_path=logs / "metrics.jsonl",
             loss_curve_path=logs / "loss_curve.png",
+            stopped_by=stopped_by,
         )
+
+    def _make_steps(
+        self,
+        start: int,
+        show: Callable[[Metrics], None],
+        *,
+        loader: MicroBatchLoader,
+        saver: CheckpointSaver,
+        request: StopRequest,
+    ) -> "_Progress":
+        outcome, clock = None, _Clock()
+        validation_loss = self._evaluate(start, show) if self._owes_evaluation() else None
+        for index in range(start, self.train_iters):
+            iteration, is_last = index + 1, index + 1 == self.train_iters
+            batch_G = self._global_batch(index)
+            tokens = int(self._train.num_positions_of(batch_G).sum())
+            with clock.measuring(tokens=tokens):
+                outcome = self._make_step(batch_G, loader, iteration=iteration)
+            if is_last or iteration % self._trainer.log_interval == 0:
+                show(self._step_metrics(outcome, iteration=iteration, clock=clock))
+                clock = _Clock()
+            saver.poll()
+            stop = None if is_last else request.agreed(self._process.device)
+            is_evaluated = is_last or _is_due(iteration, self._trainer.eval_interval)
+            if is_evaluated and stop is None:
+                validation_loss = self._evaluate(iteration, show)
+            if stop is not None or is_last or _is_due(iteration, self._trainer.save_interval):
+                # Who sent the signal may not wait for an evaluation, so it is made when the run goes on.
+                self._save(iteration, loader=loader, saver=saver, owes_evaluation=is_evaluated and stop is not None)
+            if stop is not None:
+                saver.finish()
+                logger.warning("step %d: %s came; the run stops here, and goes on from there", iteration, stop.name)
+                return _Progress(outcome, validation_loss, iteration, stop)
+        return _Progress(outcome, validation_loss, max(start, self.train_iters), None)
 
     def _loader(self, start: int) -> MicroBatchLoader:
         batches = map(self._global_batch, range(start, self.train_iters))
@@ -185,6 +229,9 @@ class TrainingRun:
         return StepMetrics(
             iteration=iteration,
             lm_loss=outcome.lm_loss,
+            loss_by_turn=outcome.breakdown["turn"],
+            loss_by_role=outcome.breakdown["role"],
+            loss_by_source=outcome.breakdown["source"],
             grad_norm=outcome.grad_norm,
             learning_rate=outcome.learning_rate,
             consumed_samples=iteration * self._trainer.global_batch_size,
@@ -199,7 +246,7 @@ class TrainingRun:
     def _evaluate(self, iteration: int, show: Callable[[Metrics], None]) -> float | None:
         if self._validation is None:
             return None
-        validation_loss = evaluate(
+        found = evaluate(
             self._model,
             self._validation,
             at_most=self._trainer.eval_iters * self._trainer.global_batch_size,
@@ -207,24 +254,51 @@ class TrainingRun:
             pad_to_multiple_of=width_multiple(self._trainer),
             device=self._process.device,
         )
-        consumed_samples = iteration * self._trainer.global_batch_size
-        show(EvaluationMetrics(iteration=iteration, validation_loss=validation_loss, consumed_samples=consumed_samples))
-        return validation_loss
-
-    def _save(self, iteration: int) -> Path:
-        facts = dataclasses.replace(
-            self._facts, iteration=iteration, consumed_samples=iteration * self._trainer.global_batch_size
+        show(
+            EvaluationMetrics(
+                iteration=iteration,
+                validation_loss=found.loss,
+                validation_loss_by_turn=found.breakdown["turn"],
+                validation_loss_by_role=found.breakdown["role"],
+                validation_loss_by_source=found.breakdown["source"],
+                consumed_samples=iteration * self._trainer.global_batch_size,
+            )
         )
+        return found.loss
+
+    def _owes_evaluation(self) -> bool:
+        folder = self._start.continues
+        return folder is not None and read_run(folder).owes_evaluation
+
+    def _save(self, iteration: int, *, loader: MicroBatchLoader, saver: CheckpointSaver, owes_evaluation: bool) -> None:
+        facts = dataclasses.replace(
+            self._facts,
+            iteration=iteration,
+            consumed_samples=iteration * self._trainer.global_batch_size,
+            owes_evaluation=owes_evaluation,
+        )
+        # The checkpoint's writers are forked.
+        loader.settle()
         with parameters_gathered(self._model):
-            folder = save_checkpoint(
-                self._save_dir,
-                model=self._model,
-                optimizer=self._optimizer,
+            saver.save(
+                self._model,
+                self._optimizer,
                 run=facts,
                 data_state=None if self._stream is None else json.dumps(self._stream.state(iteration)),
             )
+
+    def _note_saved(self, folder: Path, iteration: int) -> None:
+        self._newest_checkpoint = folder
         logger.info("step %d | saved %s", iteration, folder)
-        return folder
+
+
+class _Progress(NamedTuple):
+    """What the steps came to."""
+
+    outcome: StepOutcome | None
+    validation_loss: float | None
+    iteration: int
+    stopped_by: signal.Signals | None
 
 
 def _steps(trainer: TrainerConfig, train: SequenceDataset | IndexedStream) -> tuple[Callable[[int], IntArray], int]:

@@ -3,6 +3,7 @@
 
 <save>/latest_checkpointed_iteration.txt    the step of the newest checkpoint, written last
 <save>/iter_0000200/run.json                RunFacts: what the weights belong to
+<save>/iter_0000200/files.json              size and hash of every other file
 <save>/iter_0000200/data_state.json         where a stream of data is
 <save>/iter_0000200/...                     the files of megatron.core.dist_checkpointing
 """
@@ -11,13 +12,15 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
 
+from primus.backends.megatron.checkpoint.digests import FileDigest, write_digests
 from primus.config.schema import ModelKeys, Packing
 from primus.errors import CheckpointError
 
@@ -25,6 +28,7 @@ LATEST_FILE = "latest_checkpointed_iteration.txt"
 RUN_FILE = "run.json"
 DATA_STATE_FILE = "data_state.json"
 FORMAT_VERSION = 1
+_FOLDER_PREFIX = "iter_"
 
 _SHAPE_FREE_KEYS = frozenset({"attention_dropout", "hidden_dropout", "init_method_std", "max_position_embeddings"})
 """Model keys that may differ between a checkpoint and a run: they change no weight and no meaning of one."""
@@ -66,6 +70,10 @@ class RunFacts:
     """The chat templates of the format `template`: `default`, and `tool_use` where there is another for tools."""
     sft_packing: Packing = "none"
     """How conversations share training sequences."""
+    tokenizer_fingerprint: str = ""
+    """Hash of everything that the tokenizer's ids depend on; empty if it is not known."""
+    owes_evaluation: bool = False
+    """Whether a signal came before the evaluation that was due after the step."""
 
     def to_json(self) -> str:
         """The facts as a JSON document."""
@@ -88,7 +96,7 @@ def iteration_folder(save: Path, iteration: int) -> Path:
         >>> iteration_folder(Path("checkpoints"), 200).as_posix()
         'checkpoints/iter_0000200'
     """
-    return save / f"iter_{iteration:07d}"
+    return save / f"{_FOLDER_PREFIX}{iteration:07d}"
 
 
 def find_checkpoint(load: Path) -> Path:
@@ -241,17 +249,25 @@ def begin_folder(save: Path, iteration: int) -> Path:
     return folder
 
 
-def finish_folder(partial: Path, *, save: Path, run: RunFacts, data_state: str | None = None) -> Path:
-    """Write `run.json`, give the folder its name, and make it the newest checkpoint.
+def finish_folder(
+    partial: Path,
+    *,
+    save: Path,
+    run: RunFacts,
+    data_state: str | None = None,
+    digests: Mapping[str, FileDigest] = MappingProxyType({}),
+) -> Path:
+    """Write `run.json` and `files.json`, give the folder its name, and make it the newest checkpoint.
 
-    Each of the three happens at once or not at all, and the file that names the newest checkpoint comes last, so that
-    it never names one that is incomplete.
+    Each of these happens at once or not at all, and the file that names the newest checkpoint comes last, so that it
+    never names one that is incomplete.
 
     Args:
         partial: What `begin_folder` made, with everything else in it.
         save: Folder of the checkpoints.
         run: What the weights belong to.
         data_state: Where the data is, for data that is no function of the step.
+        digests: What is known of the files already; the others are read.
 
     Returns:
         The folder under its name.
@@ -259,15 +275,82 @@ def finish_folder(partial: Path, *, save: Path, run: RunFacts, data_state: str |
     if data_state is not None:
         _write_durably(partial / DATA_STATE_FILE, data_state)
     _write_durably(partial / RUN_FILE, run.to_json())
+    write_digests(partial, known=digests)
+    _sync_folder(partial)
     folder = iteration_folder(save, run.iteration)
     replaced = save / f".{folder.name}.replaced"
     shutil.rmtree(replaced, ignore_errors=True)
     if folder.exists():
         folder.rename(replaced)
     partial.rename(folder)
-    _write_durably(save / f".{LATEST_FILE}.partial", f"{run.iteration}\n").replace(save / LATEST_FILE)
+    _sync_folder(save)
+    name_newest(folder)
     shutil.rmtree(replaced, ignore_errors=True)
     return folder
+
+
+def name_newest(folder: Path) -> None:
+    """Let the file that names the newest checkpoint of a folder name this one."""
+    iteration = int(folder.name.removeprefix(_FOLDER_PREFIX))
+    _write_durably(folder.with_name(f".{LATEST_FILE}.partial"), f"{iteration}\n").replace(folder.with_name(LATEST_FILE))
+
+
+def complete_folders(save: Path) -> Sequence[Path]:
+    """The checkpoints that were written to their end, the newest first.
+
+    Args:
+        save: Folder of the checkpoints, which need not exist.
+
+    Returns:
+        `iter_*` folders. What became of their files later is not looked at.
+    """
+    folders = [path for path in save.glob(f"{_FOLDER_PREFIX}*") if _names_iteration(path)]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix(_FOLDER_PREFIX)), reverse=True)
+
+
+def _names_iteration(path: Path) -> bool:
+    return path.name.removeprefix(_FOLDER_PREFIX).isdecimal() and path.is_dir()
+
+
+def clear_unfinished(save: Path) -> Sequence[str]:
+    """Clear away what a run left that was ended while it saved or deleted a checkpoint.
+
+    Args:
+        save: Folder of the checkpoints, which need not exist. No run may be writing to it.
+
+    Returns:
+        Names of the checkpoints that were not written to their end.
+    """
+    for path in save.glob(f".{_FOLDER_PREFIX}*.replaced"):
+        whole = save / path.name.removeprefix(".").removesuffix(".replaced")
+        if not whole.exists():  # between the two renamings
+            path.rename(whole)
+    unfinished = []
+    for path in sorted(save.glob(f".{_FOLDER_PREFIX}*")):
+        if path.suffix == ".partial":
+            unfinished.append(path.name.removeprefix(".").removesuffix(".partial"))
+        if path.suffix in {".partial", ".replaced", ".removed"}:
+            shutil.rmtree(path, ignore_errors=True)
+    return unfinished
+
+
+def remove_older(newest: Path, *, keep: int) -> Sequence[Path]:
+    """Delete the checkpoints before the newest ones.
+
+    Args:
+        newest: The checkpoint that was written last; those of later steps, which another run left, are not touched.
+        keep: How many are kept, this one included; at least 1.
+
+    Returns:
+        The folders that are gone.
+    """
+    folders = complete_folders(newest.parent)
+    removed = folders[folders.index(newest) + max(keep, 1) :]
+    for folder in removed:
+        # So that no folder that is half deleted has the name of a checkpoint.
+        doomed = folder.rename(folder.with_name(f".{folder.name}.removed"))
+        shutil.rmtree(doomed, ignore_errors=True)
+    return removed
 
 
 def _write_durably(path: Path, text: str) -> Path:
@@ -276,3 +359,12 @@ def _write_durably(path: Path, text: str) -> Path:
         file.flush()
         os.fsync(file.fileno())
     return path
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let the names of a folder's files outlast a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

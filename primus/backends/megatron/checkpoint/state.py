@@ -1,18 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Save and load the weights and the optimizer's state, in Megatron's sharded format `torch_dist`.
+"""The weights and the optimizer's state, for Megatron's sharded format `torch_dist`, and how they are loaded from it.
 
 The state of the distributed optimizer is saved in the form that any later layout can read (`fully_reshardable`). The
 learning-rate schedule and the order of the data are functions of the step and the configuration, so nothing of them is
 saved, and hyper-parameters are always those of the configuration.
 """
 
-import ctypes
 import logging
-import os
 import pickle
-import queue
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +16,6 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -28,20 +23,13 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from primus.backends.megatron.checkpoint.folder import (
     RunFacts,
-    begin_folder,
     check_run_continues,
     check_weights_fit,
-    find_checkpoint,
-    finish_folder,
     read_run,
 )
-from primus.backends.megatron.distributed import on_first_rank
-from primus.backends.megatron.replacement import replaced
 from primus.errors import CheckpointError
 
 logger = logging.getLogger("primus")
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _CANNOT_READ = (
     CheckpointingException,
@@ -56,68 +44,8 @@ _CANNOT_READ = (
 )
 
 
-def save_checkpoint(
-    save: Path,
-    *,
-    model: Sequence[DistributedDataParallel],
-    optimizer: MegatronOptimizer,
-    run: RunFacts,
-    data_state: str | None = None,
-) -> Path:
-    """Write a checkpoint; all ranks call it together.
-
-    Args:
-        save: Folder of the checkpoints.
-        model: The model, with its parameters gathered.
-        optimizer: Its optimizer.
-        run: What the weights belong to.
-        data_state: Where the data is, for data that is no function of the step; the first rank's counts.
-
-    Returns:
-        The folder of the checkpoint. It has its name only once everything is in it.
-
-    Raises:
-        CheckpointError: If it cannot be written.
-    """
-    try:
-        partial = on_first_rank(lambda: begin_folder(save, run.iteration))
-        with _writers_in_this_process():
-            dist_checkpointing.save(_sharded_state(model, optimizer, is_loading=False), str(partial))
-        return on_first_rank(lambda: finish_folder(partial, save=save, run=run, data_state=data_state))
-    except (OSError, RuntimeError, CheckpointingException, CheckpointException) as exc:
-        raise CheckpointError(
-            f"{save}: the checkpoint of step {run.iteration} cannot be written ({_reason(exc)}); "
-            f"check the free space and the permissions"
-        ) from exc
-
-
-@contextmanager
-def _writers_in_this_process() -> Iterator[None]:
-    """Collect the writers' results in a queue of this process, and let the writers end with it.
-
-    Megatron's own queue is a server process, which takes seconds to start and imports the main program again. A save
-    that waits for its writers has no use for it. A writer that outlives a killed process would wait for a lock of that
-    one forever, or write into the folder of the next attempt.
-    """
-    writer = filesystem_async.FileSystemWriterAsync
-    write = _ending_with(os.getpid(), writer.write_preloaded_data)
-    with replaced(filesystem_async, "_results_queue", queue.Queue()), replaced(writer, "write_preloaded_data", write):
-        yield
-
-
-def _ending_with(parent: int, write: Callable[..., None]) -> Callable[..., None]:
-    """The same function, for a forked process: the kernel kills it when its parent has ended, however that ended."""
-
-    def run(*args: Any, **kwargs: Any) -> None:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == parent:  # else it has ended before the line above
-            write(*args, **kwargs)
-
-    return run
-
-
 def load_checkpoint(
-    load: Path,
+    folder: Path,
     *,
     model: Sequence[DistributedDataParallel],
     optimizer: MegatronOptimizer,
@@ -127,9 +55,9 @@ def load_checkpoint(
     """Load a checkpoint into the model and the optimizer; all ranks call it together.
 
     Args:
-        load: An `iter_*` folder, or the folder it is in, whose newest checkpoint is taken.
-        model: The model to load into.
-        optimizer: Its optimizer.
+        folder: An `iter_*` folder.
+        model: The model's chunks of this rank.
+        optimizer: Their optimizer.
         run: What the weights are to be used for.
         weights_only: Leave the optimizer's state out, and start at step 0.
 
@@ -137,10 +65,9 @@ def load_checkpoint(
         The number of steps that were made; the next one has this index. 0 with `weights_only`.
 
     Raises:
-        CheckpointError: If there is no checkpoint, it cannot be read, it is of another model, or, unless
-            `weights_only`, of a run with other data, another order of it or another kind of optimizer state.
+        CheckpointError: If it cannot be read, it is of another model, or, unless `weights_only`, of a run with other
+            data, another order of it or another kind of optimizer state.
     """
-    folder = find_checkpoint(load)
     saved = read_run(folder)
     check_weights_fit(saved, run=run, folder=folder)
     if weights_only:
@@ -155,7 +82,7 @@ def load_checkpoint(
 
 def _load_weights(folder: Path, *, model: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
     state = _read(folder, _sharded_weights(model))
-    _load_chunks(model, state)
+    _give_weights(model, state)
     # The float32 copies of bfloat16 weights, and the shards of the distributed optimizer, were made before.
     optimizer.reload_model_params()
 
@@ -163,9 +90,14 @@ def _load_weights(folder: Path, *, model: Sequence[DistributedDataParallel], opt
 def _load_everything(folder: Path, *, model: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
     with _hyperparameters_kept(optimizer):
         _give_steps_to_fresh_state(optimizer)
-        state = _read(folder, _sharded_state(model, optimizer, is_loading=True))
-        _load_chunks(model, state)
+        state = _read(folder, sharded_state(model, optimizer, is_loading=True))
+        _give_weights(model, state)
         _load_optimizer(optimizer, state["optimizer"])
+
+
+def _give_weights(model: Sequence[DistributedDataParallel], state: Mapping[str, Any]) -> None:
+    for number, chunk in enumerate(model):
+        chunk.module.load_state_dict(state[f"model{number}"])
 
 
 def _metadata() -> dict[str, Any]:
@@ -179,9 +111,20 @@ def _metadata() -> dict[str, Any]:
     }
 
 
-def _sharded_state(
+def sharded_state(
     model: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer, *, is_loading: bool
 ) -> dict[str, Any]:
+    """Describe this rank's part of the state; all ranks call it together.
+
+    Args:
+        model: The model's chunks of this rank.
+        optimizer: Their optimizer.
+        is_loading: Describe the state that there is room for, not the one that is there.
+
+    Returns:
+        Megatron's sharded state. The shards name what they are part of, and where in it they belong, so that it does
+        not matter which chunk of which rank has them when they are loaded.
+    """
     metadata = _metadata()
     weights = _sharded_weights(model)
     state = optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=metadata)
@@ -192,25 +135,19 @@ def _sharded_state(
 
 
 def _sharded_weights(model: Sequence[DistributedDataParallel]) -> dict[str, Any]:
-    """The weights of this rank by chunk; in the checkpoint their names are those in the whole model."""
-    return {
-        f"model{number}": chunk.module.sharded_state_dict(metadata=_metadata()) for number, chunk in enumerate(model)
-    }
-
-
-def _load_chunks(model: Sequence[DistributedDataParallel], state: Mapping[str, Any]) -> None:
-    for number, chunk in enumerate(model):
-        chunk.module.load_state_dict(state[f"model{number}"])
+    metadata = _metadata()
+    return {f"model{number}": chunk.module.sharded_state_dict(metadata=metadata) for number, chunk in enumerate(model)}
 
 
 def _read(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     try:
         return dict(dist_checkpointing.load(request, str(folder)))
     except _CANNOT_READ as exc:
-        raise CheckpointError(f"{folder}: cannot be read ({_reason(exc)}); name another checkpoint") from exc
+        raise CheckpointError(f"{folder}: cannot be read ({reason_of(exc)}); name another checkpoint") from exc
 
 
-def _reason(exc: BaseException) -> str:
+def reason_of(exc: BaseException) -> str:
+    """What went wrong in torch or Megatron, on one line."""
     if isinstance(exc, CheckpointException):
         exc = next(iter(exc.failures.values()))[0]
     return f"{type(exc).__name__}: {' '.join(str(exc).split())[:300]}"
@@ -245,12 +182,22 @@ def _give_steps_to_fresh_state(optimizer: MegatronOptimizer) -> None:
             state.setdefault("step", torch.zeros((), dtype=torch.float32, device=state["exp_avg"].device))
 
 
-def _load_optimizer(optimizer: MegatronOptimizer, loaded: Mapping[str, Any]) -> None:
+def _load_optimizer(optimizer: MegatronOptimizer, loaded: Mapping[Any, Any]) -> None:
     torch_optimizers = list(_torch_optimizers(optimizer))
     if not torch_optimizers:
         optimizer.load_state_dict(loaded)
         return
-    (part,) = torch_optimizers
+    parts = optimizer.chained_optimizers
+    # Megatron leaves the numbers of the parts out where there is one.
+    states = [loaded] if len(parts) == 1 else [loaded[number] for number in range(len(parts))]
+    for part, state in zip(parts, states, strict=True):
+        if part in torch_optimizers:
+            _load_torch_optimizer(part, state)
+        else:
+            part.load_state_dict(state)
+
+
+def _load_torch_optimizer(part: DistributedOptimizer, loaded: Mapping[str, Any]) -> None:
     step = float(loaded["optimizer"]["param_groups"][0]["step"])
     # In float32 the shards are views of the model's parameters, which autograd guards.
     with torch.no_grad():

@@ -12,7 +12,7 @@ from primus.backends.megatron.checkpoint.folder import read_data_state
 from primus.backends.megatron.core.datasets.sft_dataset import SFTDataset
 from primus.backends.megatron.data.datasets import build_datasets, build_stream
 from primus.backends.megatron.data.loading import AHEAD_PER_WORKER
-from primus.config.schema import TrainConfig, TrainerConfig
+from primus.config.schema import TrainConfig
 from primus.sft.ledger import Ledger, write_ledgers
 from primus.sft.sources import names_of_sources
 from primus.sft.streaming import IndexedStream
@@ -49,13 +49,16 @@ class RunData:
                 write_ledgers({**self.streamed, **self.ledgers}, path=self.path)
 
 
-def load_run_data(config: TrainConfig, *, tokenizer: SFTTokenizer, is_first_rank: bool) -> RunData:
+def load_run_data(
+    config: TrainConfig, *, tokenizer: SFTTokenizer, is_first_rank: bool, continues: Path | None
+) -> RunData:
     """Prepare or open the data of a run, and tell and write what became of their rows.
 
     Args:
         config: The run.
         tokenizer: Its tokenizer.
         is_first_rank: Whether this process writes the ledgers and the rows that are not valid.
+        continues: The checkpoint that the run goes on from, or None if it begins.
 
     Returns:
         The data.
@@ -65,7 +68,11 @@ def load_run_data(config: TrainConfig, *, tokenizer: SFTTokenizer, is_first_rank
         DataError: If the data can't be used.
         CheckpointError: If the run goes on on a stream, and the checkpoint does not say where.
     """
-    data = (_streamed if config.trainer.sft_streaming else _prepared)(config, tokenizer, is_first_rank=is_first_rank)
+    if config.trainer.sft_streaming:
+        state = None if continues is None else read_data_state(continues)
+        data = _streamed(config, tokenizer, is_first_rank=is_first_rank, state=state)
+    else:
+        data = _prepared(config, tokenizer, is_first_rank=is_first_rank)
     _tell(data.ledgers)
     for name, sequences in (("train", data.train), ("validation", data.validation)):
         if isinstance(sequences, SFTDataset) and sequences.packing_in_words:
@@ -90,9 +97,11 @@ def _prepared(config: TrainConfig, tokenizer: SFTTokenizer, *, is_first_rank: bo
     )
 
 
-def _streamed(config: TrainConfig, tokenizer: SFTTokenizer, *, is_first_rank: bool) -> RunData:
+def _streamed(
+    config: TrainConfig, tokenizer: SFTTokenizer, *, is_first_rank: bool, state: Mapping[str, Any] | None
+) -> RunData:
     stream, validation, writes_bos = build_stream(
-        config, tokenizer=tokenizer, state=_stream_state(config.trainer), writes_quarantine=is_first_rank
+        config, tokenizer=tokenizer, state=state, writes_quarantine=is_first_rank
     )
     # A step is asked for when it is loaded ahead, when it is trained, and when its state is saved.
     num_kept = 4 + AHEAD_PER_WORKER * config.trainer.num_workers
@@ -113,11 +122,6 @@ def _streamed(config: TrainConfig, tokenizer: SFTTokenizer, *, is_first_rank: bo
 
 def _ledger_path(config: TrainConfig, *, is_first_rank: bool) -> Path | None:
     return config.exp_dir / "logs" / "ledger.json" if is_first_rank else None
-
-
-def _stream_state(trainer: TrainerConfig) -> Mapping[str, Any] | None:
-    """Where the stream of the run goes on; None if it begins."""
-    return None if trainer.load is None or trainer.finetune else read_data_state(trainer.load)
 
 
 def _tell(ledgers: Mapping[str, Ledger]) -> None:

@@ -25,7 +25,7 @@ def set_aside_later_lines(path: Path, *, start: int) -> int:
         return 0
     kept, later = [], []
     for line in path.read_bytes().splitlines(keepends=True):
-        is_kept = not later and line.endswith(b"\n") and json.loads(line)["iteration"] <= start
+        is_kept = not later and line.endswith(b"\n") and _iteration(line) <= start
         (kept if is_kept else later).append(line)
     if not later:
         return 0
@@ -40,3 +40,10 @@ def set_aside_later_lines(path: Path, *, start: int) -> int:
         os.fsync(file.fileno())
     unfinished.replace(path)
     return len(later)
+
+
+def _iteration(line: bytes) -> float:
+    try:
+        return int(json.loads(line)["iteration"])
+    except (ValueError, LookupError, TypeError):
+        return float("inf")  # what a loss of power has left
