@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from primus.backends.megatron.checkpoint.folder import RunFacts
+from primus.backends.megatron.checkpoint.start import Resume, Start, find_start
 from primus.backends.megatron.data.batches import BatchSource, SequenceDataset
 from primus.backends.megatron.data.run_data import load_run_data
 from primus.backends.megatron.distributed import Process, joined_processes, this_process
@@ -44,11 +45,12 @@ class TokenizerFacts:
     """The chat templates that conversations were rendered with, by name; none for another format."""
 
 
-def run_training(config: TrainConfig) -> TrainingResult:
+def run_training(config: TrainConfig, *, resume: Resume = "auto") -> TrainingResult:
     """Train a model; every process of the run calls it.
 
     Args:
         config: The run.
+        resume: Whether it goes on from the newest checkpoint of its own folder; see `find_start`.
 
     Returns:
         What the run left behind.
@@ -65,8 +67,11 @@ def run_training(config: TrainConfig) -> TrainingResult:
         raise ConfigError("tokenizer_model: is not set; name a tokenizer folder or file")
     process = this_process()
     build_layout(config.trainer, world_size=process.world_size)
+    start = find_start(config, process=process, resume=resume)
     tokenizer = load_tokenizer(source)
-    data = load_run_data(config, tokenizer=tokenizer, is_first_rank=process.rank == 0)
+    data = load_run_data(
+        config, tokenizer=tokenizer, is_first_rank=process.rank == 0, continues=start.continues
+    )
     facts = TokenizerFacts(
         name=source,
         vocab_size=tokenizer.vocab_size,
@@ -78,7 +83,14 @@ def run_training(config: TrainConfig) -> TrainingResult:
         ),
     )
     with data.told_at_the_end():
-        return train_on(config, process=process, train=data.train, validation=data.validation, tokenizer=facts)
+        return train_on(
+            config,
+            process=process,
+            train=data.train,
+            validation=data.validation,
+            tokenizer=facts,
+            start=start,
+        )
 
 
 def train_on(
@@ -88,6 +100,7 @@ def train_on(
     train: SequenceDataset | IndexedStream,
     validation: SequenceDataset | None,
     tokenizer: TokenizerFacts,
+    start: Start | None = None,
 ) -> TrainingResult:
     """Train a model on data sets that are there already; see `run_training`.
 
@@ -97,18 +110,20 @@ def train_on(
         train: Training data.
         validation: Validation data, or None.
         tokenizer: What the data was tokenized with.
+        start: Where the run starts; None decides it as `run_training` does.
 
     Returns:
         What the run left behind.
     """
+    start = start or find_start(config, process=process, resume="auto")
     build_layout(config.trainer, world_size=process.world_size)
     vocabulary = build_vocabulary(config.trainer, tokenizer=tokenizer.name, num_ids=tokenizer.vocab_size)
     facts = _run_facts(config.trainer, vocabulary=vocabulary, tokenizer=tokenizer, train=train)
     with joined_processes(process, config.trainer):
-        run = TrainingRun(config, process=process, train=train, validation=validation, facts=facts)
-        start = run.load()
-        with _reporting(config, is_first_rank=process.rank == 0, start=start, train_iters=run.train_iters) as show:
-            result = run.train(start, show)
+        run = TrainingRun(config, process=process, train=train, validation=validation, facts=facts, start=start)
+        first = run.load()
+        with _reporting(config, is_first_rank=process.rank == 0, start=first, train_iters=run.train_iters) as show:
+            result = run.train(first, show)
     if process.rank == 0:
         draw_loss_curve(read_metrics(result.metrics_path), path=result.loss_curve_path, title=config.exp_name)
     return result
