@@ -301,6 +301,12 @@ class SystemKeys(_Section):
     """Where checkpoints go; null means `checkpoints/` of the experiment."""
     save_interval: NonNegativeInt = 0
     """Steps between checkpoints; one is always written at the end."""
+    most_recent_k: PositiveInt | None = None
+    """Checkpoints that are kept, the newest ones; older ones are deleted when a newer is complete. null keeps all."""
+    async_save: bool = False
+    """Train on while a checkpoint is written; needs free memory on the host for as much as its state changes."""
+    deterministic_mode: bool = False
+    """Take only kernels that give the same bits every time, on a GPU at some cost; a CPU does so anyway."""
     ckpt_format: Literal["torch_dist"] = "torch_dist"
     """Format of checkpoints."""
     log_interval: PositiveInt = 1
