@@ -135,7 +135,7 @@ def _newest_whole(folders: Sequence[Path]) -> Path:
     Raises:
         CheckpointError: If none is.
     """
-    problems = []
+    problems: list[str] = []
     for folder in folders:
         damaged = _damages(folder)
         if not damaged:

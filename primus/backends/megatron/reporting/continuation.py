@@ -23,7 +23,8 @@ def set_aside_later_lines(path: Path, *, start: int) -> int:
     """
     if not path.is_file():
         return 0
-    kept, later = [], []
+    kept: list[bytes] = []
+    later: list[bytes] = []
     for line in path.read_bytes().splitlines(keepends=True):
         is_kept = not later and line.endswith(b"\n") and _iteration(line) <= start
         (kept if is_kept else later).append(line)
