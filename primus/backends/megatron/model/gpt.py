@@ -167,6 +167,8 @@ def build_transformer_config(trainer: TrainerConfig, *, device: torch.device) ->
             batch_p2p_comm=not is_interleaved,
             batch_p2p_sync=device.type != "cpu",
             variable_seq_lengths=has_variable_widths(trainer),
+            # There are no experts, but Megatron checks that their dispatcher can cope with variable widths.
+            moe_token_dispatcher_type="alltoall",
             deallocate_pipeline_outputs=trainer.pipeline_model_parallel_size > 1,
             cuda_graph_scope=[],
         )
