@@ -313,6 +313,12 @@ class SystemKeys(_Section):
     """Steps between lines of the metrics file."""
     tensorboard: bool = True
     """Write TensorBoard events."""
+    wandb_project: str | None = None
+    """Weights & Biases project that curves are logged to; null logs none. Needs `primus[wandb]`."""
+    wandb_exp_name: str | None = None
+    """Name of the run there; null takes `exp_name`."""
+    wandb_save_dir: Path | None = None
+    """Where its files go, in a folder `wandb`; null takes the folder of the experiment."""
 
 
 class TrainerConfig(DataKeys, ModelKeys, OptimizationKeys, SystemKeys):

@@ -6,6 +6,7 @@ Shapes: E sequences to evaluate, B sequences of a micro-batch.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import tee
 from typing import TypeAlias
 
@@ -19,11 +20,22 @@ from megatron.core.utils import get_model_config
 from primus.backends.megatron.data.batches import BatchSource, IntArray, MicroBatch, SequenceDataset
 from primus.backends.megatron.data.loading import MicroBatchLoader
 from primus.backends.megatron.distributed import sum_over_losses
-from primus.backends.megatron.loss import LossReport, forward_step
+from primus.backends.megatron.loss import Breakdown, LossReport, break_down, forward_step, sums_of_groups
 from primus.backends.megatron.replacement import replaced
+from primus.sft.target_groups import GROUPS_PER_SOURCE
 
 # The chunks of the model on this rank: one, or one for each virtual pipeline stage.
 Chunks: TypeAlias = Sequence[DistributedDataParallel]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The losses of the validation split."""
+
+    loss: float
+    """Sum of the weighted losses of all targets, divided by the units of all sequences."""
+    breakdown: Breakdown
+    """The losses of its turns, roles and sources."""
 
 
 def evaluated_sequences(num_sequences: int, *, at_most: int) -> IntArray:
@@ -76,7 +88,7 @@ def evaluate(
     micro_batch_size: int,
     pad_to_multiple_of: int,
     device: torch.device,
-) -> float:
+) -> Evaluation:
     """Compute the validation loss; all ranks call it together.
 
     Args:
@@ -88,7 +100,7 @@ def evaluate(
         device: Where the model is.
 
     Returns:
-        Sum of the weighted losses of all targets, divided by the units of all sequences, however the ranks share them.
+        The losses, however the ranks share the sequences.
     """
     batches = evaluation_micro_batches(
         dataset,
@@ -99,12 +111,13 @@ def evaluate(
     )
     with inference(model):
         reports = run_forward_only(model, dataset, batches, pad_to_multiple_of=pad_to_multiple_of, device=device)
-    loss_sum, num_units = sum_over_losses(
+    loss_sum, num_units, *groups = sum_over_losses(
         sum_of_losses(reports),
         sum(report.num_units for report in reports),
+        *sums_of_groups(reports, num_groups=len(dataset.source_names) * GROUPS_PER_SOURCE),
         device=device,
     )
-    return loss_sum / num_units
+    return Evaluation(loss=loss_sum / num_units, breakdown=break_down(groups, source_names=dataset.source_names))
 
 
 def run_forward_only(

@@ -28,8 +28,9 @@ from primus.backends.megatron.data.batches import (
 )
 from primus.backends.megatron.distributed import has_losses, sum_over_losses
 from primus.backends.megatron.evaluation import for_each_chunk, inference, run_forward_only, sum_of_losses
-from primus.backends.megatron.loss import LossReport, forward_step
+from primus.backends.megatron.loss import Breakdown, LossReport, break_down, forward_step, sums_of_groups
 from primus.errors import TrainingError
+from primus.sft.target_groups import GROUPS_PER_SOURCE
 
 # Sequences that a message names; the rest is counted.
 _MAX_NAMED = 8
@@ -47,6 +48,8 @@ class StepOutcome:
     """Positions that were computed for it, padding included."""
     batch_hash: str
     """Hash of its content in its order, the same however ranks and micro-batches divide it."""
+    breakdown: Breakdown
+    """The losses of its turns, roles and sources."""
     grad_norm: float | None
     """Norm of the gradient before it was clipped; None if the step changed no weight."""
     learning_rate: float
@@ -61,6 +64,7 @@ class _StepSums(NamedTuple):
     num_units: int
     num_places: int
     batch_hash: str
+    groups: list[float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +126,7 @@ class TrainingStep:
             num_targets=sums.num_targets,
             num_places=sums.num_places,
             batch_hash=sums.batch_hash,
+            breakdown=break_down(sums.groups, source_names=self.dataset.source_names),
             grad_norm=float(grad_norm) if is_updated else None,
             learning_rate=self.optimizer.param_groups[0]["lr"],
         )
@@ -144,17 +149,19 @@ class TrainingStep:
         content_hash = sum(report.content_hash for report in reports) % HASHES
         # In halves, whose sums over many ranks are exact in float64.
         high, low = divmod(content_hash, 1 << HASH_BITS // 2)
-        loss, num_targets, num_units, num_places, high_sum, low_sum = sum_over_losses(
+        loss, num_targets, num_units, num_places, high_sum, low_sum, *groups = sum_over_losses(
             sum_of_losses(reports),
             sum(report.num_targets for report in reports),
             sum(report.num_units for report in reports),
             sum(report.num_places for report in reports),
             high,
             low,
+            *sums_of_groups(reports, num_groups=len(self.dataset.source_names) * GROUPS_PER_SOURCE),
             device=self.device,
         )
         content_hash = ((int(high_sum) << HASH_BITS // 2) + int(low_sum)) % HASHES
-        return _StepSums(loss, int(num_targets), int(num_units), int(num_places), f"{content_hash:0{HASH_BITS // 4}x}")
+        batch_hash = f"{content_hash:0{HASH_BITS // 4}x}"
+        return _StepSums(loss, int(num_targets), int(num_units), int(num_places), batch_hash, groups)
 
     def own_micro_batches(self, batch_G: IntArray) -> list[tuple[IntArray, IntArray]]:
         """This rank's micro-batches of a global batch: indices of the sequences, and their places in it."""

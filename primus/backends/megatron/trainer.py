@@ -2,8 +2,7 @@
 """A training run, from a configuration to a trained model."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,12 +14,9 @@ from primus.backends.megatron.distributed import Process, joined_processes, this
 from primus.backends.megatron.planning.layout import build_layout
 from primus.backends.megatron.planning.parameter_count import Vocabulary, build_vocabulary
 from primus.backends.megatron.reporting.loss_curve import draw_loss_curve
-from primus.backends.megatron.reporting.metrics import (
-    Metrics,
-    metrics_writer,
-    read_metrics,
-)
-from primus.backends.megatron.reporting.progress import reporter
+from primus.backends.megatron.reporting.metrics import read_metrics
+from primus.backends.megatron.reporting.recording import recorded
+from primus.backends.megatron.reporting.wandb_curves import require_wandb
 from primus.backends.megatron.training_run import TrainingResult, TrainingRun
 from primus.config.schema import ModelKeys, TrainConfig, TrainerConfig
 from primus.errors import ConfigError
@@ -65,13 +61,13 @@ def run_training(config: TrainConfig, *, resume: Resume = "auto") -> TrainingRes
     source = config.trainer.tokenizer_model
     if source is None:
         raise ConfigError("tokenizer_model: is not set; name a tokenizer folder or file")
+    if config.trainer.wandb_project is not None:
+        require_wandb()
     process = this_process()
     build_layout(config.trainer, world_size=process.world_size)
     start = find_start(config, process=process, resume=resume)
     tokenizer = load_tokenizer(source)
-    data = load_run_data(
-        config, tokenizer=tokenizer, is_first_rank=process.rank == 0, continues=start.continues
-    )
+    data = load_run_data(config, tokenizer=tokenizer, is_first_rank=process.rank == 0, continues=start.continues)
     facts = TokenizerFacts(
         name=source,
         vocab_size=tokenizer.vocab_size,
@@ -122,36 +118,11 @@ def train_on(
     with joined_processes(process, config.trainer):
         run = TrainingRun(config, process=process, train=train, validation=validation, facts=facts, start=start)
         first = run.load()
-        with _reporting(config, is_first_rank=process.rank == 0, start=first, train_iters=run.train_iters) as show:
+        with recorded(config, is_first_rank=process.rank == 0, start=first, train_iters=run.train_iters) as show:
             result = run.train(first, show)
     if process.rank == 0:
         draw_loss_curve(read_metrics(result.metrics_path), path=result.loss_curve_path, title=config.exp_name)
     return result
-
-
-@contextmanager
-def _reporting(
-    config: TrainConfig, *, is_first_rank: bool, start: int, train_iters: int
-) -> Iterator[Callable[[Metrics], None]]:
-    """Write metrics down and show them, on the first rank; on the others do neither."""
-    if not is_first_rank:
-        yield lambda _: None
-        return
-    with ExitStack() as stack:
-        writer = stack.enter_context(
-            metrics_writer(
-                config.exp_dir / "logs" / "metrics.jsonl",
-                start=start,
-                tensorboard_dir=config.exp_dir / "tensorboard" if config.trainer.tensorboard else None,
-            )
-        )
-        shown = stack.enter_context(reporter(start=start, train_iters=train_iters))
-
-        def show(metrics: Metrics) -> None:
-            writer.write(metrics)
-            shown.show(metrics)
-
-        yield show
 
 
 def _run_facts(

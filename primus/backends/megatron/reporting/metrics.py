@@ -1,23 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is written down of a run: `logs/metrics.jsonl` and TensorBoard events.
+"""What is written down of a run: `logs/metrics.jsonl`, and curves for whoever draws them.
 
 A line of the metrics file is one JSON object; numbers have all their digits. Lines with `lm_loss` are training steps,
 lines with `validation_loss` are evaluations.
 """
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from primus.backends.megatron.loss import GroupLoss
+from primus.backends.megatron.reporting.continuation import SET_ASIDE_FILE, set_aside_later_lines
 
-class Scalars(Protocol):
-    """Where curves are drawn; TensorBoard's `SummaryWriter` is one."""
+logger = logging.getLogger("primus")
 
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> object:
-        """Add one point to a curve."""
+
+class Curves(Protocol):
+    """Where curves are drawn, such as TensorBoard."""
+
+    def add(self, points: Mapping[str, float], *, iteration: int) -> None:
+        """Add a point to each of some curves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +34,12 @@ class StepMetrics:
     """Steps that were made, this one included."""
     lm_loss: float
     """Sum of the weighted losses of the global batch's targets, divided by its units."""
+    loss_by_turn: Mapping[str, GroupLoss]
+    """Mean loss of the targets in the first assistant turn, the second, and so on, without weights."""
+    loss_by_role: Mapping[str, GroupLoss]
+    """The same of what the assistant says, and of the tokens that end its turns."""
+    loss_by_source: Mapping[str, GroupLoss]
+    """The same of each source."""
     grad_norm: float | None
     """Norm of the gradient before it was clipped; None if it overflowed and the step changed no weight."""
     learning_rate: float
@@ -56,6 +68,12 @@ class EvaluationMetrics:
     """Steps that were made."""
     validation_loss: float
     """Sum of the weighted losses of the validation split's targets, divided by its units."""
+    validation_loss_by_turn: Mapping[str, GroupLoss]
+    """Mean loss of the split's targets in the first assistant turn, the second, and so on, without weights."""
+    validation_loss_by_role: Mapping[str, GroupLoss]
+    """The same of what the assistant says, and of the tokens that end its turns."""
+    validation_loss_by_source: Mapping[str, GroupLoss]
+    """The same of each source."""
     consumed_samples: int
     """Sequences that were trained until then."""
 
@@ -63,50 +81,74 @@ class EvaluationMetrics:
 Metrics = StepMetrics | EvaluationMetrics
 
 
+def points_of(metrics: Metrics) -> dict[str, float]:
+    """The points that a step or an evaluation adds to curves.
+
+    Args:
+        metrics: The step or the evaluation.
+
+    Returns:
+        Each number under its name in the metrics file; the loss of a group under the name of its field, a `/`, and the
+        name of the group.
+
+    Examples:
+        >>> nobody = {}
+        >>> points_of(EvaluationMetrics(
+        ...     iteration=4, validation_loss=0.5, consumed_samples=96, validation_loss_by_role=nobody,
+        ...     validation_loss_by_turn={"1": GroupLoss(loss=0.75, targets=30)}, validation_loss_by_source=nobody))
+        {'validation_loss': 0.5, 'validation_loss_by_turn/1': 0.75, 'consumed_samples': 96}
+    """
+    points: dict[str, float] = {}
+    for name, value in vars(metrics).items():
+        if isinstance(value, Mapping):
+            points.update({f"{name}/{group}": loss.loss for group, loss in value.items()})
+        elif isinstance(value, int | float) and name != "iteration":
+            points[name] = value
+    return points
+
+
 class MetricsWriter:
     """Writes lines and points as they come; a line is in the file when `write` returns."""
 
-    def __init__(self, file: IO[str], scalars: Scalars | None) -> None:
+    def __init__(self, file: IO[str], curves: Sequence[Curves]) -> None:
         self._file = file
-        self._scalars = scalars
+        self._curves = curves
 
     def write(self, metrics: Metrics) -> None:
         """Append one line, and its numbers to the curves."""
-        line = asdict(metrics)
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.write(json.dumps(asdict(metrics), allow_nan=False) + "\n")
         self._file.flush()
-        if self._scalars is not None:
-            for name, value in line.items():
-                if name != "iteration" and isinstance(value, int | float):
-                    self._scalars.add_scalar(name, value, metrics.iteration)
+        if self._curves:
+            points = points_of(metrics)
+            for curves in self._curves:
+                curves.add(points, iteration=metrics.iteration)
 
 
 @contextmanager
-def metrics_writer(path: Path, *, start: int, tensorboard_dir: Path | None) -> Iterator[MetricsWriter]:
+def metrics_writer(path: Path, *, start: int, curves: Sequence[Curves] = ()) -> Iterator[MetricsWriter]:
     """Open the metrics file of a run.
 
     Args:
         path: The file. A run that continues at step `start` keeps the lines up to there, so that the file is that of a
-            run that was never interrupted; a run that starts anew begins an empty file.
+            run that was never interrupted; the others are set aside.
         start: Steps that were made before.
-        tensorboard_dir: Folder for TensorBoard events; None writes none.
+        curves: Where the numbers are drawn besides.
 
     Yields:
         The writer.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = [line for line in read_metrics(path) if line["iteration"] <= start] if start else []
-    with ExitStack() as stack:
-        file = stack.enter_context(path.open("w", encoding="utf-8"))
-        file.writelines(json.dumps(line) + "\n" for line in kept)
-        scalars = None
-        if tensorboard_dir is not None:
-            # One rank writes; the others need not wait for the import.
-            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
-
-            scalars = SummaryWriter(str(tensorboard_dir), purge_step=start + 1)
-            stack.callback(scalars.close)
-        yield MetricsWriter(file, scalars)
+    num_lines = set_aside_later_lines(path, start=start)
+    if num_lines:
+        logger.warning(
+            "%s: has %d lines of steps after %d, which are made again; they are moved to %s beside it",
+            path,
+            num_lines,
+            start,
+            SET_ASIDE_FILE,
+        )
+    with path.open("a", encoding="utf-8") as file:
+        yield MetricsWriter(file, curves)
 
 
 def read_metrics(path: Path) -> Sequence[Mapping[str, Any]]:

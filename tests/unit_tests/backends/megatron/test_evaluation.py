@@ -2,6 +2,7 @@
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -28,6 +29,8 @@ def test_the_loss_is_exactly_that_of_each_target_once(
     assert model.training
     chosen = range(num_sequences) if not at_most else [i * num_sequences // at_most for i in range(at_most)]
     losses, num_targets = 0.0, 0
+    # Targets with an odd label are what the assistant says in the first turn, and the others end the last one.
+    groups: dict[str, list[float]] = {"assistant": [], "assistant_end_of_turn": []}
     model.eval()
     for row in (data[index] for index in chosen):
         with torch.no_grad():
@@ -35,7 +38,15 @@ def test_the_loss_is_exactly_that_of_each_target_once(
         losses_S = -log_probs_SV[torch.arange(32), row["labels"]]
         losses += float((losses_S * row["loss_mask"]).sum())
         num_targets += int((row["loss_mask"] > 0).sum())
-    assert found == pytest.approx(losses / num_targets, rel=1e-6)
+        for name, is_odd in (("assistant", True), ("assistant_end_of_turn", False)):
+            groups[name] += losses_S[(row["loss_mask"] > 0) & ((row["labels"] % 2 == 1) == is_odd)].tolist()
+    assert found.loss == pytest.approx(losses / num_targets, rel=1e-6)
+    told = {name: (group.loss, group.targets) for name, group in found.breakdown["role"].items()}
+    means = {name: (float(np.mean(values)), len(values)) for name, values in groups.items() if values}
+    assert told.keys() == means.keys()
+    assert all(told[name] == pytest.approx(mean, rel=1e-6) for name, mean in means.items())
+    assert list(found.breakdown["turn"]) == [{"assistant": "1"}.get(name, "9+") for name in means]
+    assert found.breakdown["source"]["tiny"].targets == num_targets
 
 
 @given(num=st.integers(1, 40), micro=st.integers(1, 7), ranks=st.integers(1, 5))

@@ -48,12 +48,17 @@ def test_weights_scale_the_loss_and_not_the_divisor() -> None:
         target_positions_N=nothing,
         labels_N=nothing,
         weights_N=torch.tensor([1.0, 0.5, 2.0]),
+        groups_N=torch.tensor([3, 1, 3], dtype=torch.int32),
+        num_groups=5,
         num_units=2,
         content_hash=7,
     )
     total, num_units, report = sum_losses(batch, torch.tensor([1.0, 2.0, 3.0]))
     assert (total.item(), num_units.item(), num_units.dtype) == (8.0, 2, torch.int)
     assert report.loss_sum.item() == 8.0
+    # What a group's loss tells does not depend on weights.
+    assert report.group_sums_G.tolist() == [0.0, 2.0, 0.0, 4.0, 0.0]
+    assert report.group_counts_G.tolist() == [0, 1, 0, 2, 0]
     assert (report.num_targets, report.num_units, report.num_places, report.content_hash) == (3, 2, 16, 7)
 
 

@@ -15,6 +15,9 @@ def step(iteration: int, *, grad_norm: float | None = 1.5) -> StepMetrics:
     return StepMetrics(
         iteration=iteration,
         lm_loss=0.5,
+        loss_by_turn={},
+        loss_by_role={},
+        loss_by_source={},
         grad_norm=grad_norm,
         learning_rate=5e-6,
         consumed_samples=8 * iteration,
@@ -28,7 +31,14 @@ def step(iteration: int, *, grad_norm: float | None = 1.5) -> StepMetrics:
 
 
 def evaluation(iteration: int) -> EvaluationMetrics:
-    return EvaluationMetrics(iteration=iteration, validation_loss=0.25, consumed_samples=8 * iteration)
+    return EvaluationMetrics(
+        iteration=iteration,
+        validation_loss=0.25,
+        validation_loss_by_turn={},
+        validation_loss_by_role={},
+        validation_loss_by_source={},
+        consumed_samples=8 * iteration,
+    )
 
 
 def test_a_step_is_one_line() -> None:
