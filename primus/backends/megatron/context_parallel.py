@@ -34,19 +34,21 @@ class ContextRank:
             width: Positions of the whole sequence, a multiple of `2 * size` where there are several ranks.
 
         Returns:
-            Ranges `[first, last)`, in order.
+            Ranges `[first, last)`, in order; the last rank's chunks are neighbours, and so one range.
 
         Examples:
-            >>> ContextRank(rank=1, size=2).chunks(8)
-            [(2, 4), (4, 6)]
             >>> ContextRank(rank=0, size=2).chunks(8)
             [(0, 2), (6, 8)]
+            >>> ContextRank(rank=1, size=2).chunks(8)
+            [(2, 6)]
         """
         if self.size == 1:
             return [(0, width)]
         chunk, rest = divmod(width, 2 * self.size)
         if rest:
             raise ValueError(f"{width} positions are not a multiple of 2 x {self.size} ranks")
+        if self.rank == self.size - 1:
+            return [(self.rank * chunk, (self.rank + 2) * chunk)]
         return [(index * chunk, (index + 1) * chunk) for index in (self.rank, 2 * self.size - 1 - self.rank)]
 
     def positions(self, width: int) -> IntArray:

@@ -16,6 +16,7 @@ that this rank's queries attend to, those of several pieces repeated.
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
@@ -27,9 +28,9 @@ from primus.backends.megatron.context_parallel import ContextRank, IntArray
 class AttentionPlan(PackedSeqParams):  # type: ignore[misc]
     """The pieces of a micro-batch, in the order of their queries: sequence by sequence, position by position."""
 
-    query_lengths: tuple[int, ...]
+    query_lengths: list[int]
     """Queries of each piece, none of them 0."""
-    key_lengths: tuple[int, ...]
+    key_lengths: list[int]
     """Keys of each piece; 0 for padding, which attends to nothing."""
     key_places_K: Tensor | None
     """Where the keys of all pieces stand among those of all context ranks joined, of which place `w * B + b` is that of
@@ -80,7 +81,7 @@ def build_attention_plan(
         >>> first = ContextRank(rank=0, size=2)
         >>> plan = build_attention_plan(segments_C2, num_sequences=1, width=8, context=first, device=cpu)
         >>> plan.query_lengths, plan.key_lengths
-        ((2, 1, 1), (2, 2, 0))
+        ([2, 1, 1], [2, 2, 0])
     """
     starts, is_padding = _spans(segments_C2, num_sequences=num_sequences, width=width)
     row_starts = np.arange(num_sequences) * width
@@ -102,8 +103,8 @@ def build_attention_plan(
         qkv_format="sbhd",
         max_seqlen_q=width,
         max_seqlen_kv=width,
-        query_lengths=tuple((lasts - firsts).tolist()),
-        key_lengths=tuple(key_lengths.tolist()),
+        query_lengths=(lasts - firsts).tolist(),
+        key_lengths=key_lengths.tolist(),
         key_places_K=None if key_places_K is None else torch.from_numpy(key_places_K).to(device),
         query_bounds=_bounds(lasts - firsts, device),
         key_bounds=_bounds(key_lengths, device),
@@ -130,7 +131,7 @@ def thd_params(plan: AttentionPlan) -> PackedSeqParams:
     )
 
 
-def _spans(segments_C2: Tensor | None, *, num_sequences: int, width: int) -> tuple[IntArray, IntArray]:
+def _spans(segments_C2: Tensor | None, *, num_sequences: int, width: int) -> tuple[IntArray, npt.NDArray[np.bool_]]:
     """Where conversations and the padding between them begin, and which of them are padding; each in one sequence."""
     row_starts = np.arange(num_sequences, dtype=np.int64) * width
     if segments_C2 is None:
@@ -158,7 +159,8 @@ def _gathered_places(
     skipped = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     places_K = np.arange(lengths.sum()) + np.repeat(firsts - skipped, lengths)
     rows_K, positions_K = np.divmod(places_K, width)
-    return context.gathered_place_of(positions_K, width=width) * num_sequences + rows_K
+    gathered_K: IntArray = context.gathered_place_of(positions_K, width=width) * num_sequences + rows_K
+    return gathered_K
 
 
 def _bounds(lengths: IntArray, device: torch.device) -> Tensor:

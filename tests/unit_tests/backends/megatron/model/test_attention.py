@@ -9,7 +9,9 @@ from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from primus.backends.megatron.model.attention import FusedDotProductAttention, RMSNorm, build_layer_modules
+from primus.backends.megatron.context_parallel import WHOLE_SEQUENCES
+from primus.backends.megatron.model.attention import FusedDotProductAttention
+from primus.backends.megatron.model.attention_plan import AttentionPlan, build_attention_plan
 from primus.backends.megatron.model.gpt import build_transformer_config
 
 CPU = torch.device("cpu")
@@ -39,6 +41,17 @@ def random_qkv() -> list[torch.Tensor]:
     return [torch.randn(7, 3, heads, 8, requires_grad=True) for heads in (4, 2, 2)]
 
 
+def plan_of(segments: list[list[int]], *, num_sequences: int = 1) -> AttentionPlan:
+    """Of conversations in sequences of 7 positions."""
+    return build_attention_plan(
+        torch.tensor(segments, dtype=torch.int32),
+        num_sequences=num_sequences,
+        width=7,
+        context=WHOLE_SEQUENCES,
+        device=CPU,
+    )
+
+
 def test_attention_and_its_gradients_equal_those_of_megatron(config: TransformerConfig) -> None:
     outcomes = []
     for kind in (FusedDotProductAttention, DotProductAttention):
@@ -65,39 +78,16 @@ def test_a_given_mask_replaces_the_causal_one(config: TransformerConfig) -> None
 
 def test_attention_refuses_what_it_does_not_do(config: TransformerConfig) -> None:
     query, key, value = random_qkv()
-    with pytest.raises(ValueError, match="packed_seq_params are not supported"):
+    with pytest.raises(ValueError, match="packed_seq_params of Megatron are not supported"):
         build(FusedDotProductAttention, config)(query, key, value, attention_mask=None, packed_seq_params=object())
+    mask, plan = torch.zeros(1, 1, 7, 7, dtype=torch.bool), plan_of([[0, 7]])
+    with pytest.raises(ValueError, match="a plan excludes a mask"):
+        build(FusedDotProductAttention, config)(query, key, value, attention_mask=mask, packed_seq_params=plan)
     with pytest.raises(ValueError, match="attention is causal self-attention, not"):
         FusedDotProductAttention(config, attn_mask_type=AttnMaskType.no_mask, attention_type="self")
     config.context_parallel_size = 2
-    with pytest.raises(ValueError, match="context_parallel_size is 2, not 1"):
-        build(FusedDotProductAttention, config)
-
-
-def test_the_norm_is_that_of_the_paper(config: TransformerConfig) -> None:
-    norm = RMSNorm(config=config, hidden_size=5, eps=0.5)
-    torch.nn.init.uniform_(norm.weight)
-    hidden = torch.randn(3, 5)
-    expected = hidden / (hidden.square().mean(-1, keepdim=True) + 0.5).sqrt() * norm.weight
-    torch.testing.assert_close(norm(hidden), expected)
-    assert not getattr(norm.weight, "sequence_parallel")  # noqa: B009 - mypy knows no such attribute
-
-
-def test_the_log_can_say_which_attention_runs_and_why(
-    config: TransformerConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert "(the device is a CPU)" in build_layer_modules(config, device=CPU, is_packed=False).reason
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    modules = build_layer_modules(config, device=torch.device("cuda"), is_packed=False)
-    assert "torch scaled_dot_product_attention" in modules.reason
-    assert "(transformer_engine is not installed)" in modules.reason
-    assert modules.submodules.layer_norm is RMSNorm
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
-    modules = build_layer_modules(config, device=torch.device("cuda"), is_packed=True)
-    assert (
-        "Megatron's local layers (Transformer Engine's layers do not keep packed conversations apart" in modules.reason
-    )
-    assert modules.submodules.layer_norm is RMSNorm
+    with pytest.raises(ValueError, match="context parallelism needs a plan"):
+        build(FusedDotProductAttention, config)(query, key, value, attention_mask=None)
 
 
 @pytest.mark.parametrize("num_sequences", [1, 3])
@@ -105,35 +95,24 @@ def test_packed_attention_is_that_of_a_mask_of_blocks(config: TransformerConfig,
     torch.manual_seed(0)
     heads = [torch.randn(7, num_sequences, num, 8, requires_grad=True) for num in (4, 2, 2)]
     # Of the first sequence position 6 is padding, of the second 0 and 1; the third is one conversation.
-    segments = torch.tensor(
-        [[0, 2], [2, 6], [9, 10], [10, 14], [14, 21]][: 2 if num_sequences == 1 else 5], dtype=torch.int32
-    )
+    segments = [[0, 2], [2, 6], [9, 10], [10, 14], [14, 21]][: 2 if num_sequences == 1 else 5]
     owner_P = torch.full((7 * num_sequences,), -1)
-    for number, (first, last) in enumerate(segments.tolist()):
+    for number, (first, last) in enumerate(segments):
         owner_P[first:last] = number
     owner_BS = owner_P.view(num_sequences, 7)
     positions = torch.arange(7)
     masked_BSS = (owner_BS[:, :, None] != owner_BS[:, None]) | (positions[:, None] < positions[None])
     # A row of a mask allows something, also where there is padding; what comes out there is left out.
     outcomes = []
-    for kind, mask in (
-        (FusedDotProductAttention, segments),
-        (DotProductAttention, masked_BSS[:, None]),
+    for kind, given in (
+        (FusedDotProductAttention, {"packed_seq_params": plan_of(segments, num_sequences=num_sequences)}),
+        (DotProductAttention, {"attention_mask": masked_BSS[:, None]}),
     ):
         query, key, value = (tensor.detach().clone().requires_grad_() for tensor in heads)
-        output = build(kind, config)(query, key, value, attention_mask=mask)
+        output = build(kind, config)(query, key, value, **{"attention_mask": None, **given})
         used_SB1 = (owner_BS >= 0).t()[..., None]
         weighted = output * torch.linspace(-1, 1, output.numel()).view_as(output) * used_SB1
         weighted.sum().backward()
         outcomes.append([output * used_SB1, query.grad, key.grad, value.grad])
     for ours, theirs in zip(*outcomes, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("segments", [[[0, 8]], [[0, 4], [3, 7]], [[4, 2]]])
-def test_segments_that_cannot_be_are_refused(config: TransformerConfig, segments: list[list[int]]) -> None:
-    query, key, value = (tensor[:, :1] for tensor in random_qkv())
-    with pytest.raises(ValueError, match=r"a conversation from \d to \d, behind \d, of 7 positions"):
-        build(FusedDotProductAttention, config)(
-            query, key, value, attention_mask=torch.tensor(segments, dtype=torch.int32)
-        )

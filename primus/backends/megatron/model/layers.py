@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The modules that the layers of the model are built from, and why these.
+
+With Transformer Engine on a GPU the layers are Transformer Engine's. Everywhere else they are Megatron's own, with two
+modules of this project in them: attention by PyTorch's kernels and an RMSNorm that works with sequence parallelism.
+Both sets of layers have the same parameters under the same names in a checkpoint.
+"""
+
+import importlib.util
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from megatron.core.models.common.embeddings import rope_utils
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from primus.backends.megatron.model.attention import FusedDotProductAttention
+from primus.backends.megatron.model.attention_kernels import (
+    AttendAtOnce,
+    AttendPieces,
+    attend_one_by_one,
+    find_varlen_attention,
+    why_not_at_once,
+)
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """Root-mean-square normalisation (Zhang and Sennrich, 2019, arXiv:1910.07467).
+
+    Its weight carries the flag by which Megatron sums its gradient over the tensor-parallel ranks when each of them
+    sees a part of the sequence.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerModules:
+    """What the layers are built from, and why, for the log."""
+
+    submodules: TransformerBlockSubmodules
+    """The specification of the decoder."""
+    reason: str
+    """Which modules run, and why, in one line."""
+    is_transformer_engine: bool
+    """Whether they are Transformer Engine's; then they share sequences over context-parallel ranks by themselves, and
+    see all sequences of a micro-batch of packs as one."""
+    padding_attends: bool
+    """Whether the attention of packs must have no gaps between conversations."""
+
+
+def build_layer_modules(config: TransformerConfig, *, device: torch.device, is_packed: bool) -> LayerModules:
+    """Choose what the layers are built from.
+
+    Args:
+        config: Megatron's model configuration; with Transformer Engine rotary positions are turned by its kernel.
+        device: Where the model will run.
+        is_packed: Whether sequences hold several conversations.
+
+    Returns:
+        Transformer Engine's layers if it is installed, the device is a GPU, and no context-parallel ranks share packs;
+        else Megatron's own.
+    """
+    if device.type != "cuda":
+        why = "the device is a CPU"
+    elif importlib.util.find_spec("transformer_engine") is None:
+        why = "transformer_engine is not installed"
+    elif is_packed and config.context_parallel_size > 1:
+        why = "Transformer Engine would cut each conversation of a pack over the context ranks, and they cut packs"
+    else:
+        return _transformer_engine_modules(config, is_packed=is_packed)
+    return _local_modules(config, device=device, is_packed=is_packed, why=why)
+
+
+def _transformer_engine_modules(config: TransformerConfig, *, is_packed: bool) -> LayerModules:
+    from megatron.core.extensions.transformer_engine import TENorm  # noqa: PLC0415 - an optional package
+
+    # Its other way asks the GPU, in every layer, where the conversations are.
+    config.apply_rope_fusion = rope_utils.fused_apply_rotary_pos_emb_thd is not None
+    layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+    packs = ", conversations of a pack apart (thd)" if is_packed else ""
+    return LayerModules(
+        submodules=_decoder(layer, TENorm, num_layers=config.num_layers),
+        reason=f"attention and layers of Transformer Engine{packs}",
+        is_transformer_engine=True,
+        padding_attends=True,
+    )
+
+
+def _local_modules(config: TransformerConfig, *, device: torch.device, is_packed: bool, why: str) -> LayerModules:
+    attention, attend, num_ranks = "torch scaled_dot_product_attention", attend_one_by_one, config.context_parallel_size
+    has_pieces = is_packed or num_ranks > 1
+    if has_pieces and device.type == "cuda":
+        attend, why_not = _attention_of_pieces(config, device=device)
+        attention = "torch varlen_attn" if why_not is None else attention
+        why = why if why_not is None else f"{why}; {why_not}"
+    attention += ", each conversation of a pack by itself" if is_packed else ""
+    attention += f", over the keys of {num_ranks} context ranks" if num_ranks > 1 else ""
+    layer = _local_layer(config, attend=attend)
+    return LayerModules(
+        submodules=_decoder(layer, RMSNorm, num_layers=config.num_layers),
+        reason=f"attention by {attention}; Megatron's local layers ({why})",
+        is_transformer_engine=False,
+        padding_attends=isinstance(attend, AttendAtOnce),
+    )
+
+
+def _attention_of_pieces(config: TransformerConfig, *, device: torch.device) -> tuple[AttendPieces, str | None]:
+    """The fastest way that works, and what is wrong with a faster one."""
+    kernel = find_varlen_attention()
+    if isinstance(kernel, str):
+        return attend_one_by_one, kernel
+    if config.attention_dropout:
+        return attend_one_by_one, f"varlen_attn has no attention_dropout, which is {config.attention_dropout}"
+    num_ranks = config.tensor_model_parallel_size
+    why_not = why_not_at_once(
+        kernel,
+        num_heads=config.num_attention_heads // num_ranks,
+        num_groups=max(config.num_query_groups // num_ranks, 1),
+        head_width=config.kv_channels,
+        dtype=config.params_dtype,
+        device=device,
+    )
+    return (attend_one_by_one, why_not) if why_not else (AttendAtOnce(kernel), None)
+
+
+def _local_layer(config: TransformerConfig, *, attend: AttendPieces) -> ModuleSpec:
+    layer = get_gpt_layer_local_spec(normalization=config.normalization, qk_layernorm=config.qk_layernorm)
+    layer.submodules.input_layernorm = RMSNorm
+    layer.submodules.pre_mlp_layernorm = RMSNorm
+    attention = layer.submodules.self_attention.submodules
+    attention.core_attention = partial(FusedDotProductAttention, attend_pieces=attend)
+    if config.qk_layernorm:
+        attention.q_layernorm = RMSNorm
+        attention.k_layernorm = RMSNorm
+    return layer
+
+
+def _decoder(layer: ModuleSpec, norm: type, *, num_layers: int) -> TransformerBlockSubmodules:
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=norm)
