@@ -5,6 +5,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from typing import Literal
 
 from primus.backends.megatron.planning.layout import build_layout
 from primus.cli import failures
@@ -52,7 +53,7 @@ def run(arguments: Sequence[str]) -> int:
         print_plan(config, world_size=_world_size(options))
         return 0
     failures.end_with_launcher()
-    return _train(config)
+    return _train(config, resume=options.resume)
 
 
 def _parser() -> CommandParser:
@@ -68,6 +69,13 @@ def _parser() -> CommandParser:
     )
     parser.add_argument(
         "--world-size", type=positive_int, metavar="N", help="with --dry-run: ranks to plan for, on all machines"
+    )
+    parser.add_argument(
+        "--resume",
+        choices=("never", "auto", "must"),
+        default="auto",
+        help="go on from the newest checkpoint of this run's own folder: if there is one (auto, the default), or else"
+        " refuse to start (must); never refuses a folder that a run has written to",
     )
     parser.add_argument("--verbose", action="store_true", help="log more, warnings of libraries included")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration keys, as in the file")
@@ -127,10 +135,20 @@ def _without_option(arguments: Sequence[str], option: str) -> list[str]:
     return rest
 
 
-def _train(config: TrainConfig) -> int:
+def _train(config: TrainConfig, *, resume: Literal["never", "auto", "must"]) -> int:
     from primus.backends.megatron.trainer import run_training
 
-    result = run_training(config)
+    result = run_training(config, resume=resume)
+    if result.stopped_by is not None:
+        code = 128 + result.stopped_by
+        failures.report(
+            [
+                f"stopped by {result.stopped_by.name} after step {result.iteration:,}, with a checkpoint;"
+                " the same command goes on from there"
+            ],
+            exit_code=code,
+        )
+        return code
     if not failures.current_rank():
         print("\n".join(result.lines()))
     return 0
