@@ -2,7 +2,8 @@
 """The `primus` command, and the only place that catches `PrimusError`.
 
 Exit codes: 0 done; 1 a fault of the program, with its traceback; 2 something the user can put right, one line per
-problem; 130 and 143 stopped by Ctrl-C and by SIGTERM.
+problem; 130 stopped by Ctrl-C, without a checkpoint; 143 and 138 stopped by SIGTERM and by SIGUSR1, when training with
+a checkpoint. docs/TRAINING_OPERATIONS.md has a table of them.
 """
 
 import io

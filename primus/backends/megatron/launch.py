@@ -19,6 +19,11 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 
+_STOP_TIMEOUT_S = 600
+# torch/distributed/elastic/agent/server/local_elastic_agent.py: how long _stop_workers waits
+_AGENT_TIMEOUT_S = 30
+
+
 @dataclass(frozen=True, kw_only=True)
 class LaunchOutcome:
     """How a run of several ranks ended."""
@@ -33,8 +38,9 @@ def launch_ranks(command: Sequence[str], *, num_ranks: int, launcher_variable: s
     """Run a command as `num_ranks` ranks of this machine, and wait for them.
 
     Every rank is a session of its own, so that a signal reaches it through the launcher only, and with all the
-    processes it started: SIGINT, SIGTERM and SIGHUP are passed on, and whoever has not ended after 30 s
-    (TORCH_ELASTIC_SHUTDOWN_TIMEOUT) is killed. When a rank fails the others are ended.
+    processes it started: SIGINT, SIGTERM, SIGUSR1 and SIGHUP are passed on. Ranks take SIGTERM and SIGUSR1 as a wish to
+    save and stop, so whoever has not ended is killed only after 10 minutes, or after as many seconds as
+    TORCH_ELASTIC_SHUTDOWN_TIMEOUT says. When a rank fails the others are ended, and killed after 30 s.
 
     Args:
         command: Program and arguments; each rank finds its number in RANK, as under torchrun.
@@ -57,12 +63,13 @@ def launch_ranks(command: Sequence[str], *, num_ranks: int, launcher_variable: s
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
         max_restarts=0,
-        signals_to_handle="SIGTERM,SIGINT,SIGHUP",
+        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGUSR1",
+        shutdown_timeout=int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _STOP_TIMEOUT_S)),
     )
     try:
         elastic_launch(config, command[0])(*command[1:])
     except ChildFailedError as error:
-        return _first_failure(error.failures, shutdown_timeout_s=config.shutdown_timeout or 0)
+        return _first_failure(error.failures)
     except SignalException as stop:
         name = "interrupted" if stop.sigval is signal.SIGINT else f"stopped by {stop.sigval.name}"
         return LaunchOutcome(exit_code=128 + stop.sigval, report=name)
@@ -76,12 +83,12 @@ def _silence_agent() -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _first_failure(failures: Mapping[int, ProcessFailure], *, shutdown_timeout_s: float) -> LaunchOutcome:
+def _first_failure(failures: Mapping[int, ProcessFailure]) -> LaunchOutcome:
     """Tell the failure that came first from those that followed from it.
 
     A rank that a signal ends leaves no report and breaks the other ranks' connections, so it comes before any report;
     reports are ordered by their time. Two signals are the agent's: SIGTERM, which ends the others, and SIGKILL for one
-    that has not ended so long after it.
+    that has not ended so long after it. A rank that has come to a clean stop because of the former has not failed.
     """
     reports = {
         rank: failure.error_file_data["message"]
@@ -90,7 +97,7 @@ def _first_failure(failures: Mapping[int, ProcessFailure], *, shutdown_timeout_s
     }
     first_report_s = min((float(report["extraInfo"]["time"]) for report in reports.values()), default=math.inf)
     agent_signals = {signal.SIGTERM}
-    if time.time() - first_report_s >= shutdown_timeout_s:
+    if time.time() - first_report_s >= _AGENT_TIMEOUT_S:
         agent_signals.add(signal.SIGKILL)
     for rank, failure in sorted(failures.items()):
         number = -failure.exitcode
@@ -101,7 +108,8 @@ def _first_failure(failures: Mapping[int, ProcessFailure], *, shutdown_timeout_s
         extra = report["extraInfo"]
         if float(extra["time"]) == first_report_s:
             return LaunchOutcome(exit_code=int(extra["exit_code"]), report=str(report["message"]))
-    rank, failure = min(failures.items(), key=lambda item: (item[1].exitcode < 0, item[0]))
+    stopped = 128 + signal.SIGTERM
+    rank, failure = min(failures.items(), key=lambda item: (item[1].exitcode in {stopped, -signal.SIGTERM}, item[0]))
     code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     return LaunchOutcome(exit_code=code, report=f"rank {rank}: ended with exit code {code} and left no report")
 
