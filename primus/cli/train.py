@@ -141,13 +141,9 @@ def _train(config: TrainConfig, *, resume: Literal["never", "auto", "must"]) -> 
     result = run_training(config, resume=resume)
     if result.stopped_by is not None:
         code = 128 + result.stopped_by
-        failures.report(
-            [
-                f"stopped by {result.stopped_by.name} after step {result.iteration:,}, with a checkpoint;"
-                " the same command goes on from there"
-            ],
-            exit_code=code,
-        )
+        name = result.stopped_by.name
+        report = f"stopped by {name} after step {result.iteration:,}, with a checkpoint; the same command goes on"
+        failures.report([report], exit_code=code)
         return code
     if not failures.current_rank():
         print("\n".join(result.lines()))
