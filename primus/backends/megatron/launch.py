@@ -18,7 +18,6 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-
 _STOP_TIMEOUT_S = 600
 # torch/distributed/elastic/agent/server/local_elastic_agent.py: how long _stop_workers waits
 _AGENT_TIMEOUT_S = 30
