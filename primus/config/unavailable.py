@@ -22,11 +22,6 @@ class Unavailable(NamedTuple):
 
 
 UNAVAILABLE: Sequence[Unavailable] = (
-    Unavailable(
-        "context_parallel_size",
-        lambda t: t.context_parallel_size > 1,
-        "set it to 1; recompute_granularity full lets longer sequences fit",
-    ),
     Unavailable("lora.enabled", lambda t: t.lora.enabled, "set it to false, which trains all weights"),
     Unavailable(
         "hf_path",

@@ -44,6 +44,25 @@ from tests.unit_tests.config.conftest import RUN, Problems, Write
         ("num_query_groups=3", "num_query_groups: 3 does not divide num_attention_heads, 4; change one of them"),
         ("seq_length=513", "seq_length: 513 is more than max_position_embeddings, 512; shorten the sequences"),
         (
+            "seq_length=510 context_parallel_size=2",
+            (
+                "seq_length: 510 is not a multiple of 2 x context_parallel_size = 4, of which each rank has a part; "
+                "set it to 508 or 512"
+            ),
+        ),
+        (
+            "seq_length=500 context_parallel_size=2 tensor_model_parallel_size=2 sequence_parallel=true",
+            (
+                "seq_length: 500 is not a multiple of 2 x context_parallel_size x tensor_model_parallel_size = 8, of "
+                "which each rank has a part; set it to 496 or 504"
+            ),
+        ),
+        (
+            "seq_length=3 tensor_model_parallel_size=4 sequence_parallel=true num_query_groups=4",
+            "seq_length: 3 is not a multiple of tensor_model_parallel_size = 4, of which each rank has a part; "
+            "set it to 4",
+        ),
+        (
             "sft_packing=sequential sft_length_bucket=8",
             (
                 "sft_length_bucket: 8 sorts conversations by length, and packed sequences (sft_packing sequential) "

@@ -5,7 +5,6 @@ from primus.config.unavailable import UNAVAILABLE
 from tests.unit_tests.config.conftest import Problems
 
 CASES = {
-    "context_parallel_size=2": "set it to 1; recompute_granularity full lets longer sequences fit",
     "lora.enabled=true": "set it to false, which trains all weights",
     "hf_path=model": "set it to null and start from a checkpoint of this project with load and finetune",
     "add_bias_linear=true": "set it to false; add_qkv_bias is the bias that Qwen2 has",

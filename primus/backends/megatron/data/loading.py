@@ -18,6 +18,7 @@ from types import TracebackType
 import torch
 from typing_extensions import Self
 
+from primus.backends.megatron.context_parallel import ContextRank, this_context_rank
 from primus.backends.megatron.data.batches import BatchSource, IntArray, MicroBatch, on_device, read_micro_batch
 
 # Micro-batches that each thread may be ahead: one that is being read, and one that waits to be trained.
@@ -58,7 +59,11 @@ class MicroBatchLoader(Iterator[MicroBatch]):
         self._requests = iter(requests)
         self._device = device
         self._read = partial(
-            _read, dataset=dataset, pad_to_multiple_of=pad_to_multiple_of, pin_memory=device.type == "cuda"
+            _read,
+            dataset=dataset,
+            pad_to_multiple_of=pad_to_multiple_of,
+            pin_memory=device.type == "cuda",
+            context=this_context_rank(),
         )
         self._waiting: deque[Future[MicroBatch]] = deque()
         self._num_ahead = AHEAD_PER_WORKER * num_workers
@@ -103,10 +108,17 @@ def keep_freed_memory() -> None:
         library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
-def _read(request: Request, *, dataset: BatchSource, pad_to_multiple_of: int, pin_memory: bool) -> MicroBatch:
+def _read(
+    request: Request, *, dataset: BatchSource, pad_to_multiple_of: int, pin_memory: bool, context: ContextRank
+) -> MicroBatch:
     batch_B, places_B = request
     return read_micro_batch(
-        dataset, batch_B, pad_to_multiple_of=pad_to_multiple_of, pin_memory=pin_memory, places_B=places_B
+        dataset,
+        batch_B,
+        pad_to_multiple_of=pad_to_multiple_of,
+        pin_memory=pin_memory,
+        places_B=places_B,
+        context=context,
     )
 
 
