@@ -5,6 +5,7 @@ A rule names the keys that it reads, the one to blame first, and says what is wr
 keys is wrong by itself.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -136,6 +137,21 @@ def _sequences_fit_the_positions(t: TrainerConfig) -> str | None:
     if t.seq_length <= t.max_position_embeddings:
         return None
     return f"{t.seq_length} is more than max_position_embeddings, {t.max_position_embeddings}; shorten the sequences"
+
+
+@_rule("seq_length", "context_parallel_size", "sequence_parallel", "tensor_model_parallel_size")
+def _ranks_share_sequences_evenly(t: TrainerConfig) -> str | None:
+    factors = {
+        "2 x context_parallel_size": 2 * t.context_parallel_size if t.context_parallel_size > 1 else 1,
+        "tensor_model_parallel_size": t.tensor_model_parallel_size if t.sequence_parallel else 1,
+    }
+    shared = math.prod(factors.values())
+    if t.seq_length % shared == 0:
+        return None
+    names = " x ".join(name for name, factor in factors.items() if factor > 1)
+    above = -(-t.seq_length // shared) * shared
+    nearest = f"{above - shared} or {above}" if above > shared else f"{above}"
+    return f"{t.seq_length} is not a multiple of {names} = {shared}, of which each rank has a part; set it to {nearest}"
 
 
 @_rule("sft_chat_template", "sft_chat_template_kwargs", "sft_conversation_format")

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the order of the sequences to the micro-batches of one data-parallel rank.
+"""From the order of the sequences to the micro-batches of one data-parallel rank, and to a context rank's part of them.
 
-Shapes: S positions, B sequences of a micro-batch, G sequences of a global batch, N targets of a micro-batch, C
-conversations of a micro-batch.
+Shapes: S positions of a sequence, or of its part on a context rank, W positions of the whole sequence, B sequences of a
+micro-batch, G sequences of a global batch, N targets of a micro-batch, C conversations of a micro-batch.
 """
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from primus.backends.megatron.context_parallel import WHOLE_SEQUENCES, ContextRank
 from primus.sft.masking import PackedTargets
 from primus.sft.order import SourceShare
 from primus.sft.target_groups import GROUPS_PER_SOURCE
@@ -73,14 +74,14 @@ class MicroBatch:
     """What one forward pass reads."""
 
     input_ids_BS: Tensor
-    """Tokens, cropped to the longest sequence."""
+    """Tokens, cropped to the longest sequence; with context parallelism those of this rank's positions."""
     position_ids_BS: Tensor
     """Position of each token in its conversation."""
     segments_C2: Tensor | None
-    """Places `[first, last)` of each conversation, on the host, where the attention is divided by them; position `s` of
-    sequence `b` is `b * S + s`. None if each sequence is one conversation."""
+    """Places `[first, last)` of each conversation in the whole sequences, on the host, where the attention is divided
+    by them; position `w` of sequence `b` is `b * W + w`. None if each sequence is one conversation."""
     target_positions_N: Tensor
-    """Where the targets are: position `s` of sequence `b` is `s * B + b`."""
+    """Where the targets are: position `s` of sequence `b` is `s * B + b`. A context rank may have none."""
     labels_N: Tensor
     """The token to predict at each target."""
     weights_N: Tensor
@@ -90,9 +91,10 @@ class MicroBatch:
     num_groups: int
     """Groups of the data set, those of other micro-batches included."""
     num_units: int
-    """What the micro-batch adds to the divisor of the loss."""
+    """What the micro-batch adds to the divisor of the loss; 0 on all context ranks but the first."""
     content_hash: int
-    """Sum of the hashes of its sequences with their places in the global batch; 0 if these are not known."""
+    """Sum of the hashes of its sequences with their places in the global batch; 0 if these are not known, and on all
+    context ranks but the first."""
 
 
 def rank_micro_batches(
@@ -128,8 +130,9 @@ def read_micro_batch(
     pad_to_multiple_of: int,
     pin_memory: bool = False,
     places_B: IntArray | None = None,
+    context: ContextRank = WHOLE_SEQUENCES,
 ) -> MicroBatch:
-    """Read one micro-batch into the host's memory.
+    """Read one micro-batch, or a context rank's part of it, into the host's memory.
 
     Args:
         dataset: The data set.
@@ -138,6 +141,7 @@ def read_micro_batch(
             the data set's sequences.
         pin_memory: Put the tensors where a GPU can fetch them beside its kernels.
         places_B: Places of the sequences in the global batch, for the hash.
+        context: Whose part is read; the ranks can share the width that comes of `pad_to_multiple_of`.
 
     Returns:
         The micro-batch.
@@ -149,22 +153,52 @@ def read_micro_batch(
     places_N = np.flatnonzero(targets.loss_mask_BS.ravel() != 0)
     row_starts = np.arange(len(batch_B) + 1) * length
     rows_N = np.repeat(np.arange(len(batch_B)), np.diff(np.searchsorted(places_N, row_starts)))
-    tensors = {
-        "input_ids_BS": torch.from_numpy(targets.input_ids_BS),
-        "position_ids_BS": torch.from_numpy(targets.position_ids_BS),
-        "target_positions_N": torch.from_numpy((places_N - row_starts[rows_N]) * len(batch_B) + rows_N),
-        "labels_N": torch.from_numpy(targets.labels_BS.ravel()[places_N]),
-        "weights_N": torch.from_numpy(targets.loss_mask_BS.ravel()[places_N]),
-        "groups_N": torch.from_numpy(targets.groups_N),
-    }
-    if pin_memory:
-        tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-    return MicroBatch(
-        **tensors,
+    batch = MicroBatch(
+        input_ids_BS=torch.from_numpy(targets.input_ids_BS),
+        position_ids_BS=torch.from_numpy(targets.position_ids_BS),
+        target_positions_N=torch.from_numpy((places_N - row_starts[rows_N]) * len(batch_B) + rows_N),
+        labels_N=torch.from_numpy(targets.labels_BS.ravel()[places_N]),
+        weights_N=torch.from_numpy(targets.loss_mask_BS.ravel()[places_N]),
+        groups_N=torch.from_numpy(targets.groups_N),
         segments_C2=torch.from_numpy(targets.segments_C2) if dataset.is_packed else None,
         num_groups=len(dataset.source_names) * GROUPS_PER_SOURCE,
         num_units=int(dataset.num_units_of(batch_B).sum()),
-        content_hash=0 if places_B is None else hash_of(targets, num_positions_B, places_B),
+        content_hash=0 if places_B is None or context.rank else hash_of(targets, num_positions_B, places_B),
+    )
+    if context.size > 1:
+        batch = part_of_context_rank(batch, context)
+    if pin_memory:
+        batch = replace(batch, **{name: getattr(batch, name).pin_memory() for name in _names_on_device()})
+    return batch
+
+
+def part_of_context_rank(batch: MicroBatch, context: ContextRank) -> MicroBatch:
+    """Take a context rank's part out of a micro-batch; all parts together have each position and target once.
+
+    Args:
+        batch: A micro-batch of whole sequences.
+        context: Whose part.
+
+    Returns:
+        Its positions of each sequence and the targets there. What is counted once is counted by the first rank.
+    """
+    num_sequences, width = batch.input_ids_BS.shape
+    positions_S = context.positions(width)
+    part_W = np.full(width, -1)
+    part_W[positions_S] = np.arange(len(positions_S))
+    positions_N, rows_N = np.divmod(batch.target_positions_N.numpy(), num_sequences)
+    own_positions_N = part_W[positions_N]
+    is_own_N = own_positions_N >= 0
+    own_N = torch.from_numpy(np.flatnonzero(is_own_N))
+    of_targets = {name: getattr(batch, name)[own_N] for name in _names_on_device() if name.endswith("_N")}
+    of_targets["target_positions_N"] = torch.from_numpy((own_positions_N * num_sequences + rows_N)[is_own_N])
+    return replace(
+        batch,
+        input_ids_BS=batch.input_ids_BS[:, positions_S],
+        position_ids_BS=batch.position_ids_BS[:, positions_S],
+        **of_targets,
+        num_units=0 if context.rank else batch.num_units,
+        content_hash=0 if context.rank else batch.content_hash,
     )
 
 
@@ -200,5 +234,9 @@ def on_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
     """Move a micro-batch to where the model is; from pinned memory it is not waited for."""
     if device.type == "cpu":
         return batch
-    names = ("input_ids_BS", "position_ids_BS", "target_positions_N", "labels_N", "weights_N", "groups_N")
-    return replace(batch, **{name: getattr(batch, name).to(device, non_blocking=True) for name in names})
+    return replace(batch, **{name: getattr(batch, name).to(device, non_blocking=True) for name in _names_on_device()})
+
+
+def _names_on_device() -> list[str]:
+    """The tensors that the model reads; where conversations are is read on the host."""
+    return [field.name for field in fields(MicroBatch) if field.name.endswith(("_BS", "_N"))]

@@ -198,7 +198,7 @@ def test_the_validation_loss_is_the_same_packed_and_alone(
             micro_batch_size=micro_batch_size,
             pad_to_multiple_of=8,
             device=CPU,
-        )
+        ).loss
         for packing in ("none", *PACKED)
     ]
     assert losses[1:] == pytest.approx([losses[0]] * 2, abs=LOSS)
