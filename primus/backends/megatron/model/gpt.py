@@ -231,7 +231,8 @@ def build_transformer_config(trainer: TrainerConfig, *, device: torch.device) ->
             variable_seq_lengths=has_variable_widths(trainer),
             # There are no experts, but Megatron checks that their dispatcher can cope with variable widths.
             moe_token_dispatcher_type="alltoall",
-            deallocate_pipeline_outputs=trainer.pipeline_model_parallel_size > 1,
+            # gloo still reads what it sends, where a GPU keeps the memory until it is sent.
+            deallocate_pipeline_outputs=trainer.pipeline_model_parallel_size > 1 and device.type != "cpu",
             cuda_graph_scope=[],
         )
 
