@@ -36,8 +36,11 @@ COMMANDS = {
         module="primus.cli.data.prepare", summary="tokenize data once, for every run that trains on it"
     ),
     "data verify": Command(module="primus.cli.data.verify", summary="find any wrong byte in a prepared data set"),
+    "checkpoint import-hf": Command(
+        module="primus.cli.checkpoint.import_hf", summary="write a Hugging Face folder as a checkpoint"
+    ),
     "checkpoint export-hf": Command(
-        module="primus.cli.export_hf", summary="write a checkpoint as a Hugging Face folder"
+        module="primus.cli.checkpoint.export_hf", summary="write a checkpoint as a Hugging Face folder"
     ),
 }
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from primus.config.layers import read_layers
 from primus.config.places import EXAMPLE_CONFIGS, find_file
+from primus.config.pretrained import with_pretrained_keys
 from primus.config.rules import broken_rules
 from primus.config.schema import ModelKeys, TrainConfig, TrainerConfig
 from primus.config.tree import Origin, Section
@@ -22,7 +23,8 @@ def load_config(path: str | Path, *, overrides: Sequence[str] = ()) -> TrainConf
     """Return the configuration of a training run.
 
     What comes later wins: trainer preset, model preset, `overrides` of the module, `key=value` of the command line.
-    Variables are filled in after that, in the values that are left.
+    Variables are filled in after that, in the values that are left. With `hf_path` the model keys are those of that
+    folder, and what is written beside them must agree.
 
     Args:
         path: A YAML file. A bare name is looked for in the working folder, then in `examples/configs/`.
@@ -39,9 +41,10 @@ def load_config(path: str | Path, *, overrides: Sequence[str] = ()) -> TrainConf
     problems: list[str] = []
     layers = read_layers(file, overrides=overrides, problems=problems)
     run_values, _ = _values(layers.run, TrainConfig, file=file, problems=problems)
-    trainer_values, wrong = _values(layers.trainer, TrainerConfig, file=file, problems=problems)
+    trainer_section = with_pretrained_keys(layers.trainer, problems=problems)
+    trainer_values, wrong = _values(trainer_section, TrainerConfig, file=file, problems=problems)
     trainer = TrainerConfig.model_construct(**trainer_values)
-    problems += _problems_between_keys(trainer, layers.trainer, wrong=wrong, file=file)
+    problems += _problems_between_keys(trainer, trainer_section, wrong=wrong, file=file)
     if problems:
         raise ConfigError(*problems)
     return TrainConfig.model_validate({**run_values, "trainer": trainer_values})
@@ -63,7 +66,10 @@ def _values(
 
 def _where_it_goes(key: str) -> str:
     if key in ModelKeys.model_fields:
-        return "name a model preset in the module, for example `model: llama3_8B.yaml`, or set it under `overrides`"
+        return (
+            "name a model preset in the module, for example `model: llama3_8B.yaml`, or a Hugging Face folder with"
+            " hf_path, or set it under `overrides`"
+        )
     if key in TrainConfig.model_fields:
         return "set it at the top level of the file"
     return "set it under `overrides`"

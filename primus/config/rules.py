@@ -253,6 +253,13 @@ def _one_source_has_no_share(t: TrainerConfig) -> str | None:
     return "there is one source, and its weight is a share among several; leave it away"
 
 
+@_rule("hf_path", "load", "finetune")
+def _weights_come_from_one_place(t: TrainerConfig) -> str | None:
+    if t.hf_path is None or t.load is None or not t.finetune:
+        return None
+    return "is given, and load with finetune too, and each has weights to begin with; set one of them to null"
+
+
 @_rule("train_iters", "sft_num_epochs")
 def _one_length_of_training(t: TrainerConfig) -> str | None:
     if t.train_iters is None and t.sft_num_epochs is None:

@@ -296,7 +296,7 @@ class SystemKeys(_Section):
     load: Path | None = None
     """A checkpoint folder to start from."""
     hf_path: str | None = None
-    """A Hugging Face folder to take the weights from."""
+    """A Hugging Face folder to start from: weights, model keys, and the tokenizer where none is named."""
     save: Path | None = None
     """Where checkpoints go; null means `checkpoints/` of the experiment."""
     save_interval: NonNegativeInt = 0

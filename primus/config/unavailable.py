@@ -24,11 +24,6 @@ class Unavailable(NamedTuple):
 UNAVAILABLE: Sequence[Unavailable] = (
     Unavailable("lora.enabled", lambda t: t.lora.enabled, "set it to false, which trains all weights"),
     Unavailable(
-        "hf_path",
-        lambda t: t.hf_path is not None,
-        "set it to null and start from a checkpoint of this project with load and finetune",
-    ),
-    Unavailable(
         "add_bias_linear", lambda t: t.add_bias_linear, "set it to false; add_qkv_bias is the bias that Qwen2 has"
     ),
 )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from primus.backends.megatron.checkpoint.folder import RunFacts
+from primus.backends.megatron.checkpoint.folder import RunFacts, read_run
 from primus.backends.megatron.checkpoint.start import Resume, Start, find_start
 from primus.backends.megatron.data.batches import BatchSource, SequenceDataset
 from primus.backends.megatron.data.run_data import load_run_data
@@ -37,6 +37,8 @@ class TokenizerFacts:
     """Largest id + 1."""
     adds_bos: bool
     """Whether it begins a text with BOS by itself."""
+    fingerprint: str = ""
+    """Hash of everything that its ids depend on; empty if it is not known."""
     chat_templates: Mapping[str, str] = field(default_factory=dict)
     """The chat templates that conversations were rendered with, by name; none for another format."""
 
@@ -71,6 +73,7 @@ def run_training(config: TrainConfig, *, resume: Resume = "auto") -> TrainingRes
     facts = TokenizerFacts(
         name=source,
         vocab_size=tokenizer.vocab_size,
+        fingerprint=tokenizer.fingerprint,
         adds_bos=tokenizer.adds_bos and not data.writes_bos,
         chat_templates=(
             read_templates(tokenizer, file=config.trainer.sft_chat_template).by_name
@@ -113,7 +116,9 @@ def train_on(
     """
     start = start or find_start(config, process=process, resume="auto")
     build_layout(config.trainer, world_size=process.world_size)
-    vocabulary = build_vocabulary(config.trainer, tokenizer=tokenizer.name, num_ids=tokenizer.vocab_size)
+    vocabulary = build_vocabulary(
+        _with_rows_of(start, config.trainer), tokenizer=tokenizer.name, num_ids=tokenizer.vocab_size
+    )
     facts = _run_facts(config.trainer, vocabulary=vocabulary, tokenizer=tokenizer, train=train)
     with joined_processes(process, config.trainer):
         run = TrainingRun(config, process=process, train=train, validation=validation, facts=facts, start=start)
@@ -123,6 +128,13 @@ def train_on(
     if process.rank == 0:
         draw_loss_curve(read_metrics(result.metrics_path), path=result.loss_curve_path, title=config.exp_name)
     return result
+
+
+def _with_rows_of(start: Start, trainer: TrainerConfig) -> TrainerConfig:
+    """The settings, with as many rows of the embedding as the checkpoint has, where the run does not say how many."""
+    if start.folder is None or trainer.vocab_size is not None:
+        return trainer
+    return trainer.model_copy(update={"vocab_size": read_run(start.folder).vocab_size})
 
 
 def _run_facts(
@@ -146,4 +158,5 @@ def _run_facts(
         sft_length_bucket=trainer.sft_length_bucket,
         chat_templates=tokenizer.chat_templates,
         sft_packing=trainer.packing,
+        tokenizer_fingerprint=tokenizer.fingerprint,
     )

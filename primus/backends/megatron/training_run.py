@@ -27,6 +27,7 @@ from primus.backends.megatron.data.batches import IntArray, MicroBatch, Sequence
 from primus.backends.megatron.data.loading import AHEAD_PER_WORKER, MicroBatchLoader
 from primus.backends.megatron.distributed import Process, seed_dropout, seed_weights
 from primus.backends.megatron.evaluation import evaluate, parameters_gathered
+from primus.backends.megatron.huggingface.start import load_pretrained
 from primus.backends.megatron.model.gpt import build_model
 from primus.backends.megatron.optimizer import build_optimizer, build_scheduler
 from primus.backends.megatron.planning.layout import num_steps, width_multiple
@@ -127,6 +128,14 @@ class TrainingRun:
     def load(self) -> int:
         """Load what the run starts from; return the number of steps that were made."""
         if self._start.folder is None:
+            if self._trainer.hf_path is not None:
+                load_pretrained(
+                    Path(self._trainer.hf_path),
+                    model=self._model,
+                    optimizer=self._optimizer,
+                    keys=self._facts.model,
+                    vocab_size=self._facts.vocab_size,
+                )
             return 0
         start = load_checkpoint(
             self._start.folder,

@@ -132,7 +132,10 @@ def test_missing_presets_are_refused_together(write: Write, problems: Problems) 
 
 def test_without_a_model_preset_every_missing_key_is_named(write: Write, problems: Problems) -> None:
     write("run.yaml", RUN.replace("    model: tiny_llama.yaml\n", "").replace("      lr: 1e-3\n", ""))
-    advice = "name a model preset in the module, for example `model: llama3_8B.yaml`, or set it under `overrides`"
+    advice = (
+        "name a model preset in the module, for example `model: llama3_8B.yaml`, or a Hugging Face folder with hf_path,"
+        " or set it under `overrides`"
+    )
     assert sorted(problems()) == sorted(
         [
             f"run.yaml: {key}: is missing; {advice}"

@@ -6,7 +6,6 @@ from tests.unit_tests.config.conftest import Problems
 
 CASES = {
     "lora.enabled=true": "set it to false, which trains all weights",
-    "hf_path=model": "set it to null and start from a checkpoint of this project with load and finetune",
     "add_bias_linear=true": "set it to false; add_qkv_bias is the bias that Qwen2 has",
 }
 

@@ -197,11 +197,12 @@ def check_weights_fit(saved: RunFacts, *, run: RunFacts, folder: Path) -> None:
     wanted, found = run.model.model_dump(), saved.model.model_dump()
     keys = wanted.keys() - _SHAPE_FREE_KEYS
     differing = {key: (found[key], wanted[key]) for key in keys if found[key] != wanted[key]}
-    # The embedding is compared by its rows, which come from the tokenizer if vocab_size is not set.
+    # The embedding is compared by its rows, which come from the tokenizer if vocab_size is not set. Those behind them
+    # are zero, and as many as a layout needs.
     differing.pop("vocab_size", None)
     differing.pop("make_vocab_size_divisible_by", None)
-    if saved.padded_vocab_size != run.padded_vocab_size:
-        differing["padded vocab_size"] = (saved.padded_vocab_size, run.padded_vocab_size)
+    if saved.vocab_size != run.vocab_size:
+        differing["vocab_size"] = (saved.vocab_size, run.vocab_size)
     _refuse(differing, folder=folder, advice="use the saved value, or load another checkpoint")
 
 

@@ -9,11 +9,11 @@ base without a word, and the model would run, badly.
 from typing import Any
 
 from primus.backends.megatron.planning.parameter_count import HeadLayout
+from primus.config.hugging_face import LLAMA3_ROPE
 from primus.config.schema import ModelKeys
 from primus.errors import CheckpointError
 
-# megatron-core fixes these three; see RotaryEmbedding._apply_scaling.
-_LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+_NO_WINDOW: dict[str, Any] = {"use_sliding_window": False, "sliding_window": None}
 
 
 def model_config(model: ModelKeys, *, vocab_size: int, params_dtype: str, token_ids: dict[str, Any]) -> dict[str, Any]:
@@ -113,20 +113,20 @@ def _architecture(model: ModelKeys) -> tuple[str, str]:
     return "LlamaForCausalLM", "llama"
 
 
-def _biases(model: ModelKeys, *, model_type: str) -> dict[str, bool]:
-    """The keys that say which linear layers have a bias; Qwen2's are fixed by its name."""
+def _biases(model: ModelKeys, *, model_type: str) -> dict[str, Any]:
+    """Which linear layers have a bias (Qwen2's are fixed by its name), and that attention looks at everything."""
     if model_type == "llama":
         return {"attention_bias": False, "mlp_bias": False}
     if model_type == "qwen3":
-        return {"attention_bias": model.add_qkv_bias, "use_sliding_window": False}
-    return {"use_sliding_window": False}
+        return {"attention_bias": model.add_qkv_bias, **_NO_WINDOW}
+    return _NO_WINDOW
 
 
 def _rotary(model: ModelKeys) -> dict[str, Any]:
     if not model.use_rope_scaling:
         rope_parameters = {"rope_type": "default", "rope_theta": model.rotary_base}
         return {"rope_parameters": rope_parameters, "rope_theta": model.rotary_base}
-    scaling = {"rope_type": "llama3", "factor": model.rope_scaling_factor, **_LLAMA3_ROPE}
+    scaling = {"rope_type": "llama3", "factor": model.rope_scaling_factor, **LLAMA3_ROPE}
     return {
         "rope_parameters": {**scaling, "rope_theta": model.rotary_base},
         "rope_theta": model.rotary_base,

@@ -2,35 +2,39 @@
 """From a checkpoint to a folder that `transformers` and everything built on it takes as it is.
 
 One process on the CPU reads a checkpoint of any parallel layout: the files of `dist_checkpointing` know each weight's
-whole shape, so no model is built and no rank is asked.
+whole shape, so no model is built and no rank is asked. Weights are read, renamed and written one at a time, so the
+memory does not grow with the model.
 """
 
 import json
 import logging
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.core import CheckpointingException
-from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed import HashStore  # type: ignore[attr-defined]
-from torch.distributed.checkpoint.api import CheckpointException
 
 from primus.backends.megatron.checkpoint.folder import RunFacts, find_checkpoint, read_run
-from primus.backends.megatron.cpu import megatron_on_cpu
 from primus.backends.megatron.huggingface.config import generation_config, model_config, special_token_ids
 from primus.backends.megatron.huggingface.export_folder import check_output, written_beside
-from primus.backends.megatron.huggingface.tokenizer import chat_template, end_of_turn, write_tokenizer
-from primus.backends.megatron.huggingface.weights import MODEL_PREFIXES, split_layers, to_hugging_face
-from primus.backends.megatron.planning.parameter_count import HeadLayout
+from primus.backends.megatron.huggingface.safetensors_file import TensorSpec, write_safetensors
+from primus.backends.megatron.huggingface.stored_weights import StoredPart, StoredWeights
+from primus.backends.megatron.huggingface.tokenizer import (
+    UNTRAINED,
+    chat_template,
+    copy_tokenizer,
+    end_of_turn,
+    write_tokenizer,
+)
+from primus.backends.megatron.huggingface.weights import MODEL_PREFIXES, ModelShape, to_hugging_face
+from primus.config.hugging_face import CONFIG_FILE
 from primus.errors import CheckpointError, TokenizerError
-from primus.sft.tokenizer import load_tokenizer
+from primus.sft.tokenizer import SFTTokenizer, load_tokenizer
 from primus.sft.tokenizer.chat_templates import DEFAULT
 
 logger = logging.getLogger(__name__)
@@ -62,6 +66,34 @@ def export_hf(checkpoint: Path, *, output: Path, tokenizer: str | None = None, f
 
 
 def _write_tokenizer_and_configs(output: Path, *, run: RunFacts, source: str) -> None:
+    tokenizer = _load_tokenizer(source, run=run)
+    if run.sft_conversation_format == UNTRAINED:
+        copy_tokenizer(source, output=output)
+        token_ids, generation = _of_pretrained(Path(source), tokenizer=tokenizer)
+    else:
+        templates = run.chat_templates or {DEFAULT: chat_template(run.sft_conversation_format, add_bos=run.add_bos)}
+        write_tokenizer(source, output=output, tokenizer=tokenizer, templates=templates)
+        marker = end_of_turn(run.sft_conversation_format, tokenizer=tokenizer, templates=templates)
+        end_of_turn_id = tokenizer.control_tokens.get(marker)
+        token_ids = special_token_ids(
+            bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, end_of_turn_id=end_of_turn_id, pad_id=tokenizer.pad_id
+        )
+        stop_strings = (marker,) if marker and end_of_turn_id is None else ()
+        if stop_strings:
+            logger.warning(
+                "%s: %r is no token of its own, so generate() stops there only with `tokenizer=` given", source, marker
+            )
+        generation = generation_config(token_ids=token_ids, stop_strings=stop_strings)
+    _write_json(
+        output / "config.json",
+        model_config(run.model, vocab_size=run.vocab_size, params_dtype=run.params_dtype, token_ids=token_ids),
+    )
+    _write_json(output / "generation_config.json", generation)
+
+
+def _load_tokenizer(source: str, *, run: RunFacts) -> SFTTokenizer:
+    if not source:
+        raise TokenizerError("--tokenizer: is not given, and the model was imported without a tokenizer; name one")
     try:
         tokenizer = load_tokenizer(source)
     except TokenizerError as exc:
@@ -71,77 +103,99 @@ def _write_tokenizer_and_configs(output: Path, *, run: RunFacts, source: str) ->
             f"{source}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model's embedding has "
             f"{run.vocab_size} rows; pass the tokenizer that the model was trained with"
         )
-    templates = run.chat_templates or {DEFAULT: chat_template(run.sft_conversation_format, add_bos=run.add_bos)}
-    write_tokenizer(source, output=output, tokenizer=tokenizer, templates=templates)
-    marker = end_of_turn(run.sft_conversation_format, tokenizer=tokenizer, templates=templates)
-    end_of_turn_id = tokenizer.control_tokens.get(marker)
-    token_ids = special_token_ids(
-        bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, end_of_turn_id=end_of_turn_id, pad_id=tokenizer.pad_id
-    )
-    stop_strings = (marker,) if marker and end_of_turn_id is None else ()
-    if stop_strings:
-        logger.warning(
-            "%s: %r is no token of its own, so generate() stops there only with `tokenizer=` given", source, marker
+    if run.tokenizer_fingerprint and tokenizer.fingerprint != run.tokenizer_fingerprint:
+        raise CheckpointError(
+            f"{source}: the tokenizer gives other ids than the one of training (fingerprint {tokenizer.fingerprint},"
+            f" and the run had {run.tokenizer_fingerprint}); pass the tokenizer that the model was trained with"
         )
-    _write_json(
-        output / "config.json",
-        model_config(run.model, vocab_size=run.vocab_size, params_dtype=run.params_dtype, token_ids=token_ids),
+    return tokenizer
+
+
+def _of_pretrained(source: Path, *, tokenizer: SFTTokenizer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The special ids and the generation configuration of a model that was not trained here: its own."""
+    documents = []
+    for name in (CONFIG_FILE, "generation_config.json"):
+        path = source / name
+        documents.append(json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
+    config, generation = documents
+    token_ids = special_token_ids(
+        bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, end_of_turn_id=None, pad_id=tokenizer.pad_id
     )
-    _write_json(output / "generation_config.json", generation_config(token_ids=token_ids, stop_strings=stop_strings))
+    token_ids = {name: config.get(name, value) for name, value in token_ids.items()}
+    return token_ids, generation or generation_config(token_ids=token_ids, stop_strings=())
 
 
 def _write_weights(folder: Path, *, output: Path, run: RunFacts) -> None:
-    weights = _read_weights(folder, run=run)
-    files = _cut_into_files(weights)
+    sources = _sources(folder, run=run)
+    files = _cut_into_files(sources)
     names = ["model.safetensors"]
     if len(files) > 1:
         names = [f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)]
-    for name, tensors in zip(names, files, strict=True):
-        save_file(tensors, output / name, metadata={"format": "pt"})
+    for name, of_file in zip(names, files, strict=True):
+        specs = [spec for source in of_file for spec in source.specs]
+        write_safetensors(output / name, specs, (item for source in of_file for item in source.read().items()))
     if len(files) > 1:
-        weight_map = {weight: name for name, tensors in zip(names, files, strict=True) for weight in tensors}
-        total_bytes = sum(weight.nbytes for weight in weights.values())
+        weight_map = {
+            spec.name: name
+            for name, of_file in zip(names, files, strict=True)
+            for source in of_file
+            for spec in source.specs
+        }
+        total_bytes = sum(source.num_bytes for source in sources)
         index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
         _write_json(output / "model.safetensors.index.json", index)
 
 
-def _read_weights(folder: Path, *, run: RunFacts) -> dict[str, Tensor]:
-    """The model's weights under Hugging Face's names; most are views of what was read, so they are in memory once."""
-    with megatron_on_cpu(), _process_group():
-        try:
-            stored = dist_checkpointing.load_tensors_metadata(str(folder))
-            wanted = {key: place for key, place in stored.items() if key.startswith(MODEL_PREFIXES)}
-            loaded = dist_checkpointing.load(wanted, str(folder), validate_access_integrity=False)
-        except (CheckpointingException, CheckpointException, OSError, EOFError) as exc:
-            reason = " ".join(str(exc).split())
-            raise CheckpointError(f"{folder}: is no checkpoint that can be read ({reason}); name another one") from exc
-    if not wanted:
+@dataclass(frozen=True)
+class _Source:
+    """One weight of the checkpoint, and what it becomes."""
+
+    specs: Sequence[TensorSpec]
+    read: Callable[[], dict[str, Tensor]]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(spec.num_bytes for spec in self.specs)
+
+
+def _sources(folder: Path, *, run: RunFacts) -> list[_Source]:
+    """What the files are made of, in their order; nothing is read yet.
+
+    Types of 4 bytes come first, so that every weight begins at a multiple of its width; then the layers in order.
+    """
+    stored = StoredWeights(folder, prefixes=MODEL_PREFIXES)
+    shape = ModelShape.of(run.model, vocab_size=run.vocab_size)
+    has_output_biases = run.model.qk_layernorm and run.model.add_qkv_bias
+
+    def renamed(part: StoredPart, weight: Tensor) -> dict[str, Tensor]:
+        tied = not run.model.untie_embeddings_and_output_weights
+        weights = to_hugging_face(part.name, weight, shape=shape, tied=tied)
+        return weights | _output_projection_biases(weights) if has_output_biases else weights
+
+    def read(part: StoredPart) -> dict[str, Tensor]:
+        return renamed(part, stored.read(part))
+
+    sources = []
+    for part in stored.parts():
+        planned = renamed(part, torch.empty(part.shape, dtype=part.dtype, device="meta"))
+        specs = [TensorSpec(name, tuple(weight.shape), weight.dtype) for name, weight in planned.items()]
+        if specs:
+            sources.append(_Source(specs, partial(read, part)))
+    if not sources:
         raise CheckpointError(f"{folder}: holds no weights of a GPTModel; name another checkpoint")
-    weights: dict[str, Tensor] = {}
-    for key in sorted(wanted):
-        for name, weight in split_layers(key, loaded.pop(key)):
-            weights |= to_hugging_face(
-                name,
-                weight,
-                heads=HeadLayout.of(run.model),
-                vocab_size=run.vocab_size,
-                tied=not run.model.untie_embeddings_and_output_weights,
-            )
-    if run.model.qk_layernorm and run.model.add_qkv_bias:
-        weights |= _output_projection_biases(weights)
-    return weights
+    return sorted(sources, key=lambda source: (-source.specs[0].dtype.itemsize, _file_order(source.specs[0].name)))
 
 
-def _cut_into_files(weights: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Neighbours together, as many as a file takes: the layers in order, then embedding, norm and output layer."""
-    files: list[dict[str, Tensor]] = [{}]
+def _cut_into_files(sources: Sequence[_Source]) -> list[list[_Source]]:
+    """Neighbours together, as many as a file takes."""
+    files: list[list[_Source]] = [[]]
     num_bytes = 0
-    for name in sorted(weights, key=_file_order):
-        if files[-1] and num_bytes + weights[name].nbytes > MAX_FILE_BYTES:
-            files.append({})
+    for source in sources:
+        if files[-1] and num_bytes + source.num_bytes > MAX_FILE_BYTES:
+            files.append([])
             num_bytes = 0
-        files[-1][name] = weights[name]
-        num_bytes += weights[name].nbytes
+        files[-1].append(source)
+        num_bytes += source.num_bytes
     return files
 
 
@@ -159,23 +213,10 @@ def _file_order(name: str) -> tuple[int, str]:
 def _output_projection_biases(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Zeros for the bias that Qwen3 adds to its output projection as soon as the other three have one."""
     return {
-        name.replace(".weight", ".bias"): torch.zeros(weight.shape[0], dtype=weight.dtype)
+        name.replace(".weight", ".bias"): torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
         for name, weight in tensors.items()
         if name.endswith(".o_proj.weight")
     }
-
-
-@contextmanager
-def _process_group() -> Iterator[None]:
-    """The group of one process that `dist_checkpointing.load` asks for its rank, unless there is a group already."""
-    if torch.distributed.is_initialized():
-        yield
-        return
-    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

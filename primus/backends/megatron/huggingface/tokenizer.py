@@ -18,6 +18,9 @@ from primus.sft.tokenizer.chat_templates import DEFAULT, templates_of
 
 logger = logging.getLogger(__name__)
 
+UNTRAINED = "none"
+"""The conversation format in the facts of a model that was imported and not trained yet."""
+
 _FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -29,6 +32,7 @@ _FILES = (
     "special_tokens_map.json",
     "tokenizer_config.json",
 )
+_TEMPLATE_FILE, _TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
 _PROBE = (
     {"role": "user", "content": "Hello, it's 12345 o'clock.\n\n caf\u00e9 \u4f60\u597d \U0001f44d"},
     {"role": "assistant", "content": "Yes."},
@@ -90,14 +94,34 @@ def write_tokenizer(source: str, *, output: Path, tokenizer: SFTTokenizer, templ
         _save_bare(path / "tokenizer.json" if path.is_dir() else path, output=output, tokenizer=tokenizer)
     else:
         AutoTokenizer.from_pretrained(source).save_pretrained(output)
-    shutil.rmtree(output / "additional_chat_templates", ignore_errors=True)  # those that training did not use
-    (output / "chat_template.jinja").write_text(templates[DEFAULT], encoding="utf-8")
+    shutil.rmtree(output / _TEMPLATE_FOLDER, ignore_errors=True)  # those that training did not use
+    (output / _TEMPLATE_FILE).write_text(templates[DEFAULT], encoding="utf-8")
     for name, text in templates.items():
         if name != DEFAULT:
-            (output / "additional_chat_templates").mkdir(exist_ok=True)
-            (output / "additional_chat_templates" / f"{name}.jinja").write_text(text, encoding="utf-8")
+            (output / _TEMPLATE_FOLDER).mkdir(exist_ok=True)
+            (output / _TEMPLATE_FOLDER / f"{name}.jinja").write_text(text, encoding="utf-8")
     _rewrite_config(output / "tokenizer_config.json")
     _check(output, tokenizer=tokenizer, templates=templates)
+
+
+def copy_tokenizer(source: str, *, output: Path) -> None:
+    """Copy the tokenizer of a model that was not trained here, with whatever chat template it has.
+
+    Args:
+        source: A folder, a `tokenizer.json`, or a name for `AutoTokenizer`.
+        output: The folder, which exists.
+    """
+    path = Path(source)
+    if path.is_file():
+        shutil.copyfile(path, output / path.name)
+    elif not path.is_dir():
+        AutoTokenizer.from_pretrained(source).save_pretrained(output)
+    else:
+        for name in (*_FILES, _TEMPLATE_FILE):
+            if (path / name).exists():
+                shutil.copyfile(path / name, output / name)
+        if (path / _TEMPLATE_FOLDER).is_dir():
+            shutil.copytree(path / _TEMPLATE_FOLDER, output / _TEMPLATE_FOLDER)
 
 
 def _save_bare(tokenizer_file: Path, *, output: Path, tokenizer: SFTTokenizer) -> None:

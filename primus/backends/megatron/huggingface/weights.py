@@ -2,19 +2,22 @@
 """Names and shapes of one model's weights, as Megatron and as Hugging Face keep them.
 
 Megatron fuses what Hugging Face keeps apart: the rows of `linear_qkv` are, for each key-value group in turn, its
-queries, its key and its value; the rows of `linear_fc1` are the gate, then the up projection. Splitting copies no
-number, so a weight in Hugging Face's folder is bit for bit the trained one.
+queries, its key and its value; the rows of `linear_fc1` are the gate, then the up projection. So every weight of
+Megatron is a row of row ranges of Hugging Face's, which `rows_of` lists, and both directions go by that list. No number
+is computed, so weights are bit for bit the same on both sides.
 
 Legend: G key-value groups, Q query heads per group, D width of a head, H hidden size, F MLP width, V vocabulary.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from primus.backends.megatron.planning.parameter_count import HeadLayout
+from primus.config.schema import ModelKeys
 from primus.errors import CheckpointError
 
 MODEL_PREFIXES = ("embedding.", "decoder.", "output_layer.")
@@ -36,44 +39,104 @@ _RENAMED_IN_LAYER = {
     "mlp.linear_fc1.layer_norm_weight": "post_attention_layernorm.weight",
     "mlp.linear_fc2.weight": "mlp.down_proj.weight",
 }
+_HEAD_NORMS = ("self_attention.q_layernorm.weight", "self_attention.k_layernorm.weight")
+_UNKNOWN = (
+    "{name}: no Hugging Face model of the Llama family has such a weight; use a checkpoint that this version of primus"
+    " trained"
+)
 _IN_LAYER = re.compile(r"decoder\.layers\.(?P<layer>\d+)\.(?P<name>.+)")
-_ALL_LAYERS = re.compile(r"decoder\.layers\.(?P<name>\D.*)")
 
 
-def split_layers(name: str, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Give a checkpoint's tensor one layer at a time.
+@dataclass(frozen=True)
+class Rows:
+    """Neighbouring rows of one of Hugging Face's weights."""
 
-    `dist_checkpointing` keeps a weight that every layer has as one tensor with the layers in front, named without
-    a number.
+    name: str
+    """The weight."""
+    start: int
+    """The first row."""
+    stop: int
+    """The row after the last one."""
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """What decides the rows of a model's weights."""
+
+    heads: HeadLayout
+    """The heads."""
+    hidden_size: int
+    """H."""
+    ffn_hidden_size: int
+    """F."""
+    vocab_size: int
+    """V, rows of the embedding that stand for a token; the rows after them are Megatron's padding."""
+
+    @classmethod
+    def of(cls, model: ModelKeys, *, vocab_size: int) -> "ModelShape":
+        """The shape of a model."""
+        return cls(
+            heads=HeadLayout.of(model),
+            hidden_size=model.hidden_size,
+            ffn_hidden_size=model.ffn_hidden_size,
+            vocab_size=vocab_size,
+        )
+
+
+def rows_of(name: str, *, shape: ModelShape) -> Sequence[Rows]:
+    """List what the rows of one of GPTModel's weights are under Hugging Face's names.
 
     Args:
-        name: A name from a checkpoint or from a model's state dict.
-        weight: Its tensor; shape [L, ...] if the name stands for all layers.
+        name: The weight's name in GPTModel's state dict, or in a checkpoint of it, with the layer's number.
+        shape: The model's shape.
 
-    Yields:
-        Names with the layer's number and that layer's tensor, a view; or the arguments, if the weight is of one
-        layer or of none.
+    Returns:
+        Row ranges that give the weight when they are put one below the other; without the padding of the vocabulary.
+
+    Raises:
+        CheckpointError: If the name is none of the Llama family's.
 
     Examples:
-        >>> [name for name, _ in split_layers("decoder.layers.mlp.linear_fc2.weight", torch.zeros(2, 8, 16))]
-        ['decoder.layers.0.mlp.linear_fc2.weight', 'decoder.layers.1.mlp.linear_fc2.weight']
+        >>> heads = HeadLayout(num_attention_heads=4, num_query_groups=2, kv_channels=8)
+        >>> shape = ModelShape(heads=heads, hidden_size=32, ffn_hidden_size=80, vocab_size=100)
+        >>> rows_of("decoder.layers.3.mlp.linear_fc1.weight", shape=shape)[1]
+        Rows(name='model.layers.3.mlp.up_proj.weight', start=0, stop=80)
     """
-    match = _ALL_LAYERS.fullmatch(name)
+    if name in _RENAMED:
+        is_vocabulary = name != "decoder.final_layernorm.weight"
+        return [Rows(_RENAMED[name], 0, shape.vocab_size if is_vocabulary else shape.hidden_size)]
+    match = _IN_LAYER.fullmatch(name)
     if match is None:
-        yield name, weight
-    else:
-        for layer, weight_of_layer in enumerate(weight.unbind(0)):
-            yield f"decoder.layers.{layer}.{match['name']}", weight_of_layer
+        raise CheckpointError(_UNKNOWN.format(name=name))
+    prefix, name_in_layer = f"model.layers.{match['layer']}.", match["name"]
+    if name_in_layer in _RENAMED_IN_LAYER:
+        width = shape.heads.kv_channels if name_in_layer in _HEAD_NORMS else shape.hidden_size
+        return [Rows(prefix + _RENAMED_IN_LAYER[name_in_layer], 0, width)]
+    module, _, kind = name_in_layer.rpartition(".")
+    if name_in_layer == "mlp.linear_fc1.weight":
+        return [Rows(f"{prefix}mlp.{part}_proj.weight", 0, shape.ffn_hidden_size) for part in ("gate", "up")]
+    if module == "self_attention.linear_qkv" and kind in {"weight", "bias"}:
+        heads = shape.heads
+        width = heads.kv_channels
+        queries = heads.num_attention_heads // heads.num_query_groups * width
+        return [
+            Rows(f"{prefix}self_attn.{part}_proj.{kind}", group * rows, (group + 1) * rows)
+            for group in range(heads.num_query_groups)
+            for part, rows in (("q", queries), ("k", width), ("v", width))
+        ]
+    raise CheckpointError(_UNKNOWN.format(name=name))
 
 
-def to_hugging_face(name: str, weight: Tensor, *, heads: HeadLayout, vocab_size: int, tied: bool) -> dict[str, Tensor]:
+def to_hugging_face(name: str, weight: Tensor, *, shape: ModelShape, tied: bool) -> dict[str, Tensor]:
     """Give one of GPTModel's weights the names and shapes that Llama, Qwen2 and Qwen3 have in `transformers`.
 
     Args:
         name: The weight's name in GPTModel's state dict, or in a checkpoint of it, with the layer's number.
         weight: The whole weight, of all tensor-parallel ranks together.
-        heads: The heads of the model.
-        vocab_size: V, rows of the embedding that stand for a token; the rows after them are Megatron's padding.
+        shape: The model's shape.
         tied: Whether one matrix is both embedding and output layer; `transformers` then keeps it once.
 
     Returns:
@@ -83,37 +146,34 @@ def to_hugging_face(name: str, weight: Tensor, *, heads: HeadLayout, vocab_size:
     Raises:
         CheckpointError: If the name is none of the Llama family's.
     """
-    if name in _RENAMED:
-        if tied and name == "output_layer.weight":
-            return {}
-        is_vocabulary = name != "decoder.final_layernorm.weight"
-        return {_RENAMED[name]: weight[:vocab_size] if is_vocabulary else weight}
-    match = _IN_LAYER.fullmatch(name)
-    if match is not None:
-        prefix, name_in_layer = f"model.layers.{match['layer']}.", match["name"]
-        if name_in_layer in _RENAMED_IN_LAYER:
-            return {prefix + _RENAMED_IN_LAYER[name_in_layer]: weight}
-        if name_in_layer == "mlp.linear_fc1.weight":
-            gate, up = weight.chunk(2)
-            return {prefix + "mlp.gate_proj.weight": gate, prefix + "mlp.up_proj.weight": up}
-        if name_in_layer in ("self_attention.linear_qkv.weight", "self_attention.linear_qkv.bias"):
-            kind = name_in_layer.rpartition(".")[2]
-            parts = zip("qkv", _split_qkv(weight, heads=heads), strict=True)
-            return {f"{prefix}self_attn.{part}_proj.{kind}": rows for part, rows in parts}
-    raise CheckpointError(
-        f"{name}: a weight of shape {tuple(weight.shape)} that no Hugging Face model of the Llama family has; "
-        "export a checkpoint that this version of primus trained"
-    )
+    if tied and name == "output_layer.weight":
+        return {}
+    parts: dict[str, list[Tensor]] = {}
+    position = 0
+    for rows in rows_of(name, shape=shape):
+        parts.setdefault(rows.name, []).append(weight[position : position + len(rows)])
+        position += len(rows)
+    return {name: pieces[0] if len(pieces) == 1 else torch.cat(pieces) for name, pieces in parts.items()}
 
 
-def _split_qkv(weight: Tensor, *, heads: HeadLayout) -> tuple[Tensor, Tensor, Tensor]:
-    """Take Megatron's query, key and value rows apart.
+def overlapping(rows: Sequence[Rows], start: int, stop: int) -> Iterator[Rows]:
+    """Cut a list of row ranges to the places `[start, stop)` of what they make together.
 
-    With G = 2, Q = 2, D = 1 the six rows and two times two are q0 q1 k0 v0 | q2 q3 k1 v1, and the result is
-    (q0 q1 q2 q3), (k0 k1), (v0 v1).
+    Args:
+        rows: Row ranges that are put one below the other.
+        start: The first place.
+        stop: The place after the last one; places behind the last range are left out.
+
+    Yields:
+        What is left of the ranges, in order.
+
+    Examples:
+        >>> [(rows.start, rows.stop) for rows in overlapping([Rows("a", 0, 4), Rows("b", 10, 14)], 3, 6)]
+        [(3, 4), (10, 12)]
     """
-    groups, width = heads.num_query_groups, heads.kv_channels
-    query_rows = heads.num_attention_heads // groups * width
-    rows_of_group = weight.reshape(groups, query_rows + 2 * width, *weight.shape[1:])
-    query, key, value = torch.split(rows_of_group, [query_rows, width, width], dim=1)
-    return tuple(part.reshape(-1, *weight.shape[1:]) for part in (query, key, value))  # type: ignore[return-value]
+    position = 0
+    for part in rows:
+        first, last = max(start - position, 0), min(stop - position, len(part))
+        if first < last:
+            yield Rows(part.name, part.start + first, part.start + last)
+        position += len(part)

@@ -128,14 +128,14 @@ def test_facts_with_an_unknown_name_are_refused(tmp_path: Path, run: RunFacts) -
 
 
 def test_weights_of_another_model_are_refused_with_every_difference(run: RunFacts) -> None:
-    saved = dataclasses.replace(with_model(run, num_layers=4, rotary_base=500000), padded_vocab_size=128)
+    saved = dataclasses.replace(with_model(run, num_layers=4, rotary_base=500000), vocab_size=128)
     with pytest.raises(CheckpointError) as caught:
         check_weights_fit(saved, run=run, folder=FOLDER)
     advice = "use the saved value, or load another checkpoint"
     assert list(caught.value.problems) == [
         f"{FOLDER}: was saved with num_layers 4, this run has 2; {advice}",
-        f"{FOLDER}: was saved with padded vocab_size 128, this run has 64; {advice}",
         f"{FOLDER}: was saved with rotary_base 500000, this run has 10000.0; {advice}",
+        f"{FOLDER}: was saved with vocab_size 128, this run has 61; {advice}",
     ]
 
 

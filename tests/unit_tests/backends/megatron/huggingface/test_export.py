@@ -19,7 +19,7 @@ from primus.backends.megatron.huggingface import export
 from primus.backends.megatron.huggingface.config import model_config, special_token_ids
 from primus.backends.megatron.huggingface.export import export_hf
 from primus.backends.megatron.huggingface.tokenizer import chat_template
-from primus.backends.megatron.huggingface.weights import split_layers, to_hugging_face
+from primus.backends.megatron.huggingface.weights import ModelShape, to_hugging_face
 from primus.backends.megatron.model.gpt import build_model
 from primus.backends.megatron.planning.parameter_count import HeadLayout, padded_vocab_size
 from primus.chat.parse import parse_conversation
@@ -147,8 +147,7 @@ def test_logits_of_every_architecture_are_those_of_megatron(name: str) -> None:
         weights |= to_hugging_face(
             megatron_name,
             weight,
-            heads=HeadLayout.of(model_keys_of_run),
-            vocab_size=VOCAB_SIZE,
+            shape=ModelShape.of(model_keys_of_run, vocab_size=VOCAB_SIZE),
             tied=not trainer.untie_embeddings_and_output_weights,
         )
     if keys.get("qk_layernorm") and keys.get("add_qkv_bias"):
@@ -291,15 +290,14 @@ def test_a_folder_without_tensors_is_no_checkpoint(tmp_path: Path, saved: Path) 
         export_hf(broken, output=tmp_path / "out")
 
 
+def shape_of(**heads: int) -> ModelShape:
+    return ModelShape(heads=HeadLayout(**heads), hidden_size=8, ffn_hidden_size=16, vocab_size=4)
+
+
 def test_a_weight_of_another_family_is_refused() -> None:
-    with pytest.raises(CheckpointError, match=r"mlp\.experts\.0: a weight of shape \(2,\) that no Hugging Face model"):
-        to_hugging_face(
-            "decoder.layers.0.mlp.experts.0",
-            torch.zeros(2),
-            heads=HeadLayout(num_attention_heads=2, num_query_groups=1, kv_channels=2),
-            vocab_size=4,
-            tied=False,
-        )
+    shape = shape_of(num_attention_heads=2, num_query_groups=1, kv_channels=2)
+    with pytest.raises(CheckpointError, match=r"mlp\.experts\.0: no Hugging Face model of the Llama family has such"):
+        to_hugging_face("decoder.layers.0.mlp.experts.0", torch.zeros(2), shape=shape, tied=False)
 
 
 def test_fused_rows_are_taken_apart_group_by_group() -> None:
@@ -307,8 +305,7 @@ def test_fused_rows_are_taken_apart_group_by_group() -> None:
     parts = to_hugging_face(
         "decoder.layers.4.self_attention.linear_qkv.weight",
         rows,
-        heads=HeadLayout(num_attention_heads=4, num_query_groups=2, kv_channels=1),
-        vocab_size=4,
+        shape=shape_of(num_attention_heads=4, num_query_groups=2, kv_channels=1),
         tied=False,
     )
     assert {name: part[:, 0].tolist() for name, part in parts.items()} == {
@@ -316,17 +313,6 @@ def test_fused_rows_are_taken_apart_group_by_group() -> None:
         "model.layers.4.self_attn.k_proj.weight": [20, 21],
         "model.layers.4.self_attn.v_proj.weight": [30, 31],
     }
-
-
-def test_a_tensor_of_all_layers_is_given_layer_by_layer() -> None:
-    both = torch.arange(4).reshape(2, 2)
-    layers = list(split_layers("decoder.layers.mlp.linear_fc2.weight", both))
-    assert [(name, weight.tolist()) for name, weight in layers] == [
-        ("decoder.layers.0.mlp.linear_fc2.weight", [0, 1]),
-        ("decoder.layers.1.mlp.linear_fc2.weight", [2, 3]),
-    ]
-    (only,) = split_layers("decoder.final_layernorm.weight", both)
-    assert only == ("decoder.final_layernorm.weight", both)
 
 
 CHATS: dict[str, dict[str, Any]] = {
