@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 SET_ASIDE_FILE = "metrics.superseded.jsonl"
+MEASURED_FIELDS = frozenset({"tokens_per_second", "step_time_s", "tflops_per_device", "mfu", "peak_memory_bytes"})
+"""Fields of a line that are measured of the machine; all others are the same again in a run that is made again."""
 
 
 def set_aside_later_lines(path: Path, *, start: int) -> int:
