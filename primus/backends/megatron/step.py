@@ -18,6 +18,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from primus.backends.megatron.blame import describe_broken_loss, name_some
 from primus.backends.megatron.data.batches import (
     HASH_BITS,
     HASHES,
@@ -26,14 +27,11 @@ from primus.backends.megatron.data.batches import (
     MicroBatch,
     rank_micro_batches,
 )
-from primus.backends.megatron.distributed import has_losses, sum_over_losses
-from primus.backends.megatron.evaluation import for_each_chunk, inference, run_forward_only, sum_of_losses
+from primus.backends.megatron.distributed import sum_over_losses
+from primus.backends.megatron.evaluation import for_each_chunk, sum_of_losses
 from primus.backends.megatron.loss import Breakdown, LossReport, break_down, forward_step, sums_of_groups
 from primus.errors import TrainingError
 from primus.sft.target_groups import GROUPS_PER_SOURCE
-
-# Sequences that a message names; the rest is counted.
-_MAX_NAMED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +105,16 @@ class TrainingStep:
         reports = self._forward_and_backward(micro_batches, num_sequences=len(batch_G))
         sums = self._sum_over_ranks(reports)
         if not math.isfinite(sums.loss):
-            raise TrainingError(self._describe_broken_loss(batch_G, iteration=iteration, loss=sums.loss))
+            places = self._own_places(len(batch_G), micro_batch_size=1)
+            blame = describe_broken_loss(
+                self.model,
+                self.dataset,
+                batch_G,
+                own_places=np.concatenate(places).tolist(),
+                pad_to_multiple_of=self.pad_to_multiple_of,
+                device=self.device,
+            )
+            raise TrainingError(f"step {iteration}: the loss is {sums.loss}{blame} (batch {sums.batch_hash})")
         if not sums.num_units:
             raise TrainingError(
                 f"step {iteration}: the global batch has targets, but nothing to divide their loss by, as all its "
@@ -176,31 +183,5 @@ class TrainingStep:
             data_parallel_size=parallel_state.get_data_parallel_world_size(),
         )
 
-    def _describe_broken_loss(self, batch_G: IntArray, *, iteration: int, loss: float) -> str:
-        """Run the batch again, one sequence at a time, to name the sequences to blame."""
-        places = self._own_places(len(batch_G), micro_batch_size=1)
-        own = [batch_G[place] for place in places]
-        with inference(self.model):
-            reports = run_forward_only(
-                self.model, self.dataset, own, pad_to_multiple_of=self.pad_to_multiple_of, device=self.device
-            )
-        broken_G = np.zeros(len(batch_G))
-        if has_losses():
-            for place, report in zip(places, reports, strict=True):
-                broken_G[place] = not math.isfinite(report.loss_sum.item())
-        broken_G = np.array(sum_over_losses(*broken_G, device=self.device))
-        to_blame = batch_G[broken_G > 0]
-        if len(to_blame) in (0, len(batch_G)):
-            return (
-                f"step {iteration}: the loss is {loss}, with every sequence of the global batch; lower lr, or look at "
-                f"the step before; sequences: {self._name(batch_G)}"
-            )
-        return (
-            f"step {iteration}: the loss is {loss} because of {len(to_blame)} of the global batch's {len(batch_G)} "
-            f"sequences; look at {self._name(to_blame)}"
-        )
-
-    def _name(self, indices: IntArray) -> str:
-        named = ", ".join(self.dataset.origin(int(index)) for index in indices[:_MAX_NAMED])
-        num_more = len(indices) - _MAX_NAMED
-        return f"{named} and {num_more} more" if num_more > 0 else named
+    def _name(self, batch_G: IntArray) -> str:
+        return name_some([origin for index in batch_G.tolist() for origin in self.dataset.origins(index)])

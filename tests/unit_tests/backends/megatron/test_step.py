@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -49,18 +50,37 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_sequences(
     before = [parameter.clone() for parameter in step.model[0].parameters()]
     message = (
         f"step 5: the loss is {poison} because of 2 of the global batch's 8 sequences; "
-        "look at tiny.jsonl:4, tiny.jsonl:7$"
+        r"look at tiny.jsonl:4, tiny.jsonl:7 \(batch [0-9a-f]{16}\)$"
     )
     with pytest.raises(TrainingError, match=message):
         step.run(np.arange(8), tiny.micro_batches_of(step, np.arange(8)), iteration=5)
     assert all(torch.equal(old, new) for old, new in zip(before, step.model[0].parameters(), strict=True))
 
 
+def test_a_conversation_inside_a_pack_is_named(tiny: ModuleType, step: TrainingStep) -> None:
+    made = tiny.conversations(60)
+    # A token that no other conversation has.
+    made[17].tokens_T[0] = 62
+    packed = replace(step, dataset=tiny.dataset_of(made, packing="best_fit"))
+    whole = next(iter(packed.model[0].parameters()))
+    assert whole.shape[0] == 64, "the embedding"
+    with torch.no_grad():
+        whole[62] = float("nan")
+    batch_G = np.arange(2 * (len(packed.dataset) // 2))
+    origins = [origin for index in batch_G.tolist() for origin in packed.dataset.origins(index)]
+    assert "tiny.jsonl:18" in origins
+    assert len(origins) > 2 * len(batch_G)
+    message = rf"is nan because of 1 of the global batch's {len(origins)} conversations; look at tiny.jsonl:18 \("
+    with pytest.raises(TrainingError, match=message):
+        packed.run(batch_G, tiny.micro_batches_of(packed, batch_G), iteration=5)
+
+
 def test_a_broken_model_is_told_from_broken_sequences(tiny: ModuleType, step: TrainingStep) -> None:
     with torch.no_grad():
         next(iter(step.model[0].parameters())).fill_(float("nan"))
     message = (
-        "step 5: the loss is nan, with every sequence of the global batch; lower lr, .*: tiny.jsonl:1, .* and 2 more"
+        "step 5: the loss is nan, with every one of the global batch's sequences; lower lr, .*: "
+        "tiny.jsonl:1, .* and 2 more"
     )
     with pytest.raises(TrainingError, match=message):
         step.run(np.arange(10), tiny.micro_batches_of(step, np.arange(10)), iteration=5)
