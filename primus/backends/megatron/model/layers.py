@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The modules that the layers of the model are built from, and why these.
 
-With Transformer Engine on a GPU the layers are Transformer Engine's. Everywhere else they are Megatron's own, with two
-modules of this project in them: attention by PyTorch's kernels and an RMSNorm that works with sequence parallelism.
-Both sets of layers have the same parameters under the same names in a checkpoint.
+With Transformer Engine on a GPU the layers are Transformer Engine's. Everywhere else they are Megatron's own, with
+parts of this project in them: attention by PyTorch's kernels, an RMSNorm that works with sequence parallelism, and what
+else `pointwise` has. Both sets of layers have the same parameters under the same names in a checkpoint.
 """
 
 import importlib.util
@@ -19,6 +19,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.nn.functional import silu
 
 from primus.backends.megatron.model.attention import FusedDotProductAttention
 from primus.backends.megatron.model.attention_kernels import (
@@ -28,18 +29,7 @@ from primus.backends.megatron.model.attention_kernels import (
     find_varlen_attention,
     why_not_at_once,
 )
-
-
-class RMSNorm(torch.nn.RMSNorm):
-    """Root-mean-square normalisation (Zhang and Sennrich, 2019, arXiv:1910.07467).
-
-    Its weight carries the flag by which Megatron sums its gradient over the tensor-parallel ranks when each of them
-    sees a part of the sequence.
-    """
-
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object) -> None:
-        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+from primus.backends.megatron.model.pointwise import RMSNorm, TurnedSelfAttention, swiglu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +51,7 @@ def build_layer_modules(config: TransformerConfig, *, device: torch.device, is_p
     """Choose what the layers are built from.
 
     Args:
-        config: Megatron's model configuration; with Transformer Engine rotary positions are turned by its kernel.
+        config: Megatron's model configuration; it is told which fused kernels there are.
         device: Where the model will run.
         is_packed: Whether sequences hold several conversations.
 
@@ -85,6 +75,7 @@ def _transformer_engine_modules(config: TransformerConfig, *, is_packed: bool) -
 
     # Its other way asks the GPU, in every layer, where the conversations are.
     config.apply_rope_fusion = rope_utils.fused_apply_rotary_pos_emb_thd is not None
+    config.bias_activation_fusion = _can_compile_activation(config)
     layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
     packs = ", conversations of a pack apart (thd)" if is_packed else ""
     return LayerModules(
@@ -105,12 +96,27 @@ def _local_modules(config: TransformerConfig, *, device: torch.device, is_packed
     attention += ", each conversation of a pack by itself" if is_packed else ""
     attention += f", over the keys of {num_ranks} context ranks" if num_ranks > 1 else ""
     layer = _local_layer(config, attend=attend)
+    if device.type == "cuda" and _can_compile_activation(config):
+        config.bias_activation_fusion = True
+    elif _is_swiglu(config):
+        # Megatron's switch for an activation that is given gate and values at once, whoever wrote it.
+        config.use_te_activation_func = True
+        layer.submodules.mlp.submodules.activation_func = swiglu
     return LayerModules(
         submodules=_decoder(layer, RMSNorm, num_layers=config.num_layers),
         reason=f"attention by {attention}; Megatron's local layers ({why})",
         is_transformer_engine=False,
         padding_attends=isinstance(attend, AttendAtOnce),
     )
+
+
+def _is_swiglu(config: TransformerConfig) -> bool:
+    return bool(config.gated_linear_unit and config.activation_func is silu)
+
+
+def _can_compile_activation(config: TransformerConfig) -> bool:
+    """Whether Megatron's fused activation runs on a GPU: it is compiled by torch, to kernels in Triton."""
+    return _is_swiglu(config) and importlib.util.find_spec("triton") is not None
 
 
 def _attention_of_pieces(config: TransformerConfig, *, device: torch.device) -> tuple[AttendPieces, str | None]:
@@ -136,6 +142,7 @@ def _local_layer(config: TransformerConfig, *, attend: AttendPieces) -> ModuleSp
     layer = get_gpt_layer_local_spec(normalization=config.normalization, qk_layernorm=config.qk_layernorm)
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
+    layer.submodules.self_attention.module = TurnedSelfAttention
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = partial(FusedDotProductAttention, attend_pieces=attend)
     if config.qk_layernorm:

@@ -7,7 +7,8 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from primus.backends.megatron.model.gpt import build_transformer_config
-from primus.backends.megatron.model.layers import RMSNorm, build_layer_modules
+from primus.backends.megatron.model.layers import build_layer_modules
+from primus.backends.megatron.model.pointwise import RMSNorm
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("joined")
