@@ -9,6 +9,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
+from primus.config.layout_rules import (
+    pipeline_ranks_share_the_layers,
+    recomputed_blocks_fill_a_chunk,
+    tensor_ranks_share_the_layers,
+    virtual_stages_share_the_layers,
+)
 from primus.config.schema import TrainerConfig
 
 Complaint: TypeAlias = Callable[[TrainerConfig], str | None]
@@ -152,6 +158,23 @@ def _ranks_share_sequences_evenly(t: TrainerConfig) -> str | None:
     above = -(-t.seq_length // shared) * shared
     nearest = f"{above - shared} or {above}" if above > shared else f"{above}"
     return f"{t.seq_length} is not a multiple of {names} = {shared}, of which each rank has a part; set it to {nearest}"
+
+
+_rule("tensor_model_parallel_size", "num_attention_heads", "num_query_groups", "ffn_hidden_size")(
+    tensor_ranks_share_the_layers
+)
+_rule("pipeline_model_parallel_size", "num_layers")(pipeline_ranks_share_the_layers)
+_rule("virtual_pipeline_model_parallel_size", "pipeline_model_parallel_size", "num_layers")(
+    virtual_stages_share_the_layers
+)
+_rule(
+    "recompute_num_layers",
+    "recompute_method",
+    "recompute_granularity",
+    "pipeline_model_parallel_size",
+    "virtual_pipeline_model_parallel_size",
+    "num_layers",
+)(recomputed_blocks_fill_a_chunk)
 
 
 @_rule("sft_chat_template", "sft_chat_template_kwargs", "sft_conversation_format")

@@ -59,8 +59,63 @@ from tests.unit_tests.config.conftest import RUN, Problems, Write
         ),
         (
             "seq_length=3 tensor_model_parallel_size=4 sequence_parallel=true num_query_groups=4",
-            "seq_length: 3 is not a multiple of tensor_model_parallel_size = 4, of which each rank has a part; "
-            "set it to 4",
+            (
+                "seq_length: 3 is not a multiple of tensor_model_parallel_size = 4, of which each rank has a part; "
+                "set it to 4"
+            ),
+        ),
+        (
+            "tensor_model_parallel_size=3",
+            (
+                "tensor_model_parallel_size: 3 does not divide num_attention_heads, 4, and ffn_hidden_size, 256, of "
+                "which each rank has a part; set it to 2 or 4"
+            ),
+        ),
+        (
+            "tensor_model_parallel_size=4 num_query_groups=2",
+            (
+                "tensor_model_parallel_size: 4 does not divide num_query_groups, 2, of which each rank has a part; set "
+                "it to 2"
+            ),
+        ),
+        (
+            "pipeline_model_parallel_size=3 num_layers=8",
+            (
+                "pipeline_model_parallel_size: 3 does not divide num_layers, 8, of which each rank has a part; set "
+                "it to 2 or 4"
+            ),
+        ),
+        (
+            "virtual_pipeline_model_parallel_size=2",
+            (
+                "virtual_pipeline_model_parallel_size: 2 needs pipeline_model_parallel_size of 2 or more; raise "
+                "that, or set this to null"
+            ),
+        ),
+        (
+            "virtual_pipeline_model_parallel_size=1 pipeline_model_parallel_size=3",
+            (
+                "virtual_pipeline_model_parallel_size: 1 is one chunk on each pipeline rank, which null means; set "
+                "it to null"
+            ),
+        ),
+        (
+            "virtual_pipeline_model_parallel_size=3 pipeline_model_parallel_size=2 num_layers=8",
+            (
+                "virtual_pipeline_model_parallel_size: 3 does not divide the layers of a pipeline rank, 4; set it to "
+                "2 or 4, or to null"
+            ),
+        ),
+        (
+            "virtual_pipeline_model_parallel_size=2 pipeline_model_parallel_size=2 num_layers=2",
+            "virtual_pipeline_model_parallel_size: 2 does not divide the layers of a pipeline rank, 1; set it to null",
+        ),
+        (
+            "recompute_granularity=full recompute_num_layers=3 pipeline_model_parallel_size=2 num_layers=8",
+            (
+                "recompute_num_layers: 3 does not divide the 4 layers that a rank has in one piece, which "
+                "recompute_method uniform cuts into blocks; set it to 2 or 4"
+            ),
         ),
         (
             "sft_packing=sequential sft_length_bucket=8",

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy
 
 from primus.backends.megatron.context_parallel import this_context_rank
 from primus.backends.megatron.model.attention_plan import build_attention_plan, thd_params
+from primus.backends.megatron.model.data_parallel import wrap_for_data_parallel
 from primus.backends.megatron.model.initialisation import initialise, leave_uninitialised
 from primus.backends.megatron.model.layers import LayerModules, build_layer_modules
 from primus.backends.megatron.planning.layout import has_variable_widths
@@ -267,26 +268,7 @@ def build_model(
         ).to(device)
         for number in range(num_chunks or 1)
     ]
-    wrapped = [
-        DistributedDataParallel(
-            config=config,
-            ddp_config=DistributedDataParallelConfig(
-                grad_reduce_in_fp32=True,
-                overlap_grad_reduce=trainer.overlap_grad_reduce,
-                overlap_param_gather=trainer.overlap_param_gather,
-                use_distributed_optimizer=trainer.use_distributed_optimizer,
-            ),
-            module=chunk,
-            # The others are reduced while the first one is computed.
-            disable_bucketing=number > 0,
-        )
-        for number, chunk in enumerate(chunks)
-    ]
-    config.finalize_model_grads_func = finalize_model_grads
-    if trainer.overlap_grad_reduce:
-        no_sync = [chunk.no_sync for chunk in wrapped]
-        config.no_sync_func = no_sync if num_chunks else no_sync[0]
-    return wrapped
+    return wrap_for_data_parallel(chunks, config, trainer=trainer)
 
 
 def _build_chunk(

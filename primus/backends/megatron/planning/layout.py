@@ -32,7 +32,7 @@ def build_layout(trainer: TrainerConfig, *, world_size: int) -> Layout:
 
     Raises:
         LayoutError: If the processes are no multiple of one model's ranks, or the global batch is no multiple of what
-            one forward pass of all data-parallel ranks takes.
+            one forward pass of all data-parallel ranks takes, or of what virtual pipeline stages take in turn.
 
     Examples:
         Two processes, 12 sequences per step, 3 per forward pass: each process makes 2 forward passes.
@@ -59,11 +59,16 @@ def build_layout(trainer: TrainerConfig, *, world_size: int) -> Layout:
             f"{trainer.micro_batch_size} x {data_parallel_size} data-parallel ranks = {at_once}; "
             f"set it to {_nearest_multiples(trainer.global_batch_size, at_once)}, or change micro_batch_size"
         )
-    return Layout(
-        world_size=world_size,
-        data_parallel_size=data_parallel_size,
-        num_micro_batches=trainer.global_batch_size // at_once,
-    )
+    num_micro_batches = trainer.global_batch_size // at_once
+    num_stages = trainer.pipeline_model_parallel_size
+    if trainer.virtual_pipeline_model_parallel_size is not None and num_micro_batches % num_stages:
+        raise LayoutError(
+            f"global_batch_size: {trainer.global_batch_size} makes {num_micro_batches} forward passes on each rank, "
+            f"and virtual pipeline stages take turns after {num_stages} of them; set it to "
+            f"{_nearest_multiples(trainer.global_batch_size, at_once * num_stages)}, or "
+            "virtual_pipeline_model_parallel_size to null"
+        )
+    return Layout(world_size=world_size, data_parallel_size=data_parallel_size, num_micro_batches=num_micro_batches)
 
 
 def num_steps(trainer: TrainerConfig, *, num_sequences: int) -> int:

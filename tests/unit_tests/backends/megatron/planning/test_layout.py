@@ -38,6 +38,18 @@ def test_processes_that_are_no_multiple_of_one_models_ranks_are_refused(tiny: Mo
         build_layout(trainer, world_size=6)
 
 
+def test_virtual_stages_take_turns_after_as_many_passes_as_there_are_stages(tiny: ModuleType, tmp_path: Path) -> None:
+    keys = {"num_layers": 8, "pipeline_model_parallel_size": 4, "virtual_pipeline_model_parallel_size": 2}
+    assert build_layout(tiny.tiny_config(tmp_path, **keys).trainer, world_size=4).num_micro_batches == 4
+    trainer = tiny.tiny_config(tmp_path, **keys, global_batch_size=12).trainer
+    message = (
+        "global_batch_size: 12 makes 6 forward passes on each rank, and virtual pipeline stages take turns after 4 of "
+        "them; set it to 8 or 16, or virtual_pipeline_model_parallel_size to null"
+    )
+    with pytest.raises(LayoutError, match=f"^{message}$"):
+        build_layout(trainer, world_size=4)
+
+
 def test_epochs_are_rounded_up_to_whole_steps(tiny: ModuleType, tmp_path: Path) -> None:
     trainer = tiny.tiny_config(tmp_path, train_iters=None, sft_num_epochs=2).trainer
     assert num_steps(trainer, num_sequences=13) == 4
