@@ -16,7 +16,7 @@ from primus.errors import CheckpointError, DataError
 from primus.sft.formatters import OpenAIMessagesFormatter
 from primus.sft.options import EncodingOptions
 from primus.sft.recipe import Encoder
-from primus.sft.shards import ShardEncoder
+from primus.sft.batch_encoding import ShardEncoder
 from primus.sft.streaming import StreamingDataset
 from primus.sft.tokenizer import load_tokenizer
 from tests.unit_tests.sft.conftest import byte_level
@@ -79,7 +79,7 @@ def test_a_checkpoint_of_another_kind_of_data_is_refused(folder: Path) -> None:
     with pytest.raises(CheckpointError):
         run(folder, "again", load=checkpoints / "streamed/checkpoints", **prepared)
     (checkpoints / "streamed/checkpoints/iter_0000001/data_state.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"data_state\.json: is damaged"):
+    with pytest.raises(CheckpointError, match=r"is damaged \(data_state\.json has 1 bytes"):
         run(folder, "again", load=checkpoints / "streamed/checkpoints")
 
 
