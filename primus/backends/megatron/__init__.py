@@ -14,6 +14,8 @@ In the order a run passes through them:
     evaluation      mean loss per supervised token over the validation split
     checkpoint/     save and load the weights and the optimizer, and the folder around them
     reporting/      metrics.jsonl, TensorBoard, the loss curve, and what a person sees meanwhile
+    determinism     the same bits every time, also on a GPU
+    stopping        a signal stops all ranks after the same step
     training_run    the steps of a run, in this process
     trainer         the run itself, from a configuration to a trained model
     launch          several processes on this machine

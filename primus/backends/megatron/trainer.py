@@ -10,6 +10,7 @@ from primus.backends.megatron.checkpoint.folder import RunFacts, read_run
 from primus.backends.megatron.checkpoint.start import Resume, Start, find_start
 from primus.backends.megatron.data.batches import BatchSource, SequenceDataset
 from primus.backends.megatron.data.run_data import load_run_data
+from primus.backends.megatron.determinism import deterministic
 from primus.backends.megatron.distributed import Process, joined_processes, this_process
 from primus.backends.megatron.planning.layout import build_layout
 from primus.backends.megatron.planning.parameter_count import Vocabulary, build_vocabulary
@@ -120,7 +121,7 @@ def train_on(
         _with_rows_of(start, config.trainer), tokenizer=tokenizer.name, num_ids=tokenizer.vocab_size
     )
     facts = _run_facts(config.trainer, vocabulary=vocabulary, tokenizer=tokenizer, train=train)
-    with joined_processes(process, config.trainer):
+    with deterministic(is_on=config.trainer.deterministic_mode), joined_processes(process, config.trainer):
         run = TrainingRun(config, process=process, train=train, validation=validation, facts=facts, start=start)
         first = run.load()
         with recorded(config, is_first_rank=process.rank == 0, start=first, train_iters=run.train_iters) as show:

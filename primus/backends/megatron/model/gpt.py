@@ -212,6 +212,7 @@ def build_transformer_config(trainer: TrainerConfig, *, device: torch.device) ->
             attention_dropout=trainer.attention_dropout,
             hidden_dropout=trainer.hidden_dropout,
             bf16=trainer.bf16,
+            deterministic_mode=trainer.deterministic_mode,
             params_dtype=dtype,
             pipeline_dtype=dtype,
             tensor_model_parallel_size=trainer.tensor_model_parallel_size,
