@@ -8,8 +8,11 @@ from itertools import pairwise
 
 from primus.backends.megatron.core.datasets.sft_dataset import SFTDataset
 from primus.backends.megatron.data.datasets import build_datasets, build_stream
-from primus.backends.megatron.planning.plan import build_plan
+from primus.backends.megatron.planning.devices import Machine
+from primus.backends.megatron.planning.plan import Plan, build_plan
+from primus.backends.megatron.planning.search import search_layouts
 from primus.cli.parsing import HELP_WIDTH
+from primus.cli.plan import nearest_layouts
 from primus.cli.preview import preview
 from primus.config.schema import TrainConfig
 from primus.sft.streaming import StreamedBatch
@@ -19,12 +22,13 @@ from primus.sft.tokenizer import load_tokenizer
 _MOST_CONVERSATIONS = 3
 
 
-def print_plan(config: TrainConfig, *, world_size: int) -> None:
+def print_plan(config: TrainConfig, *, world_size: int, machine: Machine | None) -> None:
     """Print the ledger, the plan and one training sequence.
 
     Args:
         config: The run.
         world_size: Ranks to plan for.
+        machine: Their GPUs, if they are known.
     """
     tokenizer = load_tokenizer(config.trainer.tokenizer_model or "")
     if config.trainer.sft_streaming:
@@ -32,12 +36,21 @@ def print_plan(config: TrainConfig, *, world_size: int) -> None:
         print("\n".join(_first_batch(next(iter(stream)))))
         return
     train, validation = build_datasets(config, tokenizer=tokenizer, writes_quarantine=False)
-    plan = build_plan(config, train=train, validation=validation, world_size=world_size)
+    plan = build_plan(config, train=train, validation=validation, world_size=world_size, machine=machine)
     for title, data in (("rows", train), ("validation rows", validation)):
         if data is not None and (data is train or data.ledger is not train.ledger):
             print("\n".join([title, *_wrapped(data.ledger.lines())]))
-    print("\n".join(plan.lines()))
+    print("\n".join([*plan.lines(), *_nearest_layouts(plan)]))
     print("\n".join(_first_sequence(train)))
+
+
+def _nearest_layouts(plan: Plan) -> list[str]:
+    """What would fit, if the GPUs are known and the plan does not."""
+    machine, own = plan.machine, plan.candidate
+    if machine is None or own is None or plan.fits:
+        return []
+    found = search_layouts(plan.run, world_size=plan.layout.world_size, gpu=machine.gpu, memory_gib=machine.memory_gib)
+    return nearest_layouts(own, found, memory_gib=machine.memory_gib)
 
 
 def _first_batch(batch: StreamedBatch) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from primus.backends.megatron.planning.layout import build_layout
-from primus.cli import failures
+from primus.cli import failures, planning_options
 from primus.cli.logs import set_up_logging
 from primus.cli.parsing import CommandParser, positive_int
 from primus.config import load_config
@@ -27,6 +27,7 @@ _EXAMPLES = """
 primus train --config tiny-multiturn-sft.yaml --dry-run
 primus train --config tiny-multiturn-sft.yaml
 primus train --config tiny-multiturn-sft.yaml --nproc-per-node 2 exp_name=two_ranks train_iters=20
+primus train --config tiny-multiturn-sft.yaml --plan --gpus 2 --gpu H200
 """
 
 
@@ -43,6 +44,12 @@ def run(arguments: Sequence[str]) -> int:
     _check(options)
     set_up_logging(verbose=options.verbose)
     config = load_config(options.config, overrides=options.overrides)
+    if options.plan:
+        from primus.cli.plan import print_layouts
+
+        machine = planning_options.machine(options, config.trainer)
+        print_layouts(config, world_size=_world_size(options), machine=machine, as_json=options.json)
+        return 0
     build_layout(config.trainer, world_size=_world_size(options))
     if not options.dry_run and (options.nproc_per_node or 1) > 1:
         return _launch(arguments, num_ranks=options.nproc_per_node)
@@ -50,7 +57,8 @@ def run(arguments: Sequence[str]) -> int:
     if options.dry_run:
         from primus.cli.dry_run import print_plan
 
-        print_plan(config, world_size=_world_size(options))
+        machine = planning_options.machine(options, config.trainer)
+        print_plan(config, world_size=_world_size(options), machine=machine)
         return 0
     failures.end_with_launcher()
     return _train(config, resume=options.resume)
@@ -67,9 +75,7 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--nproc-per-node", type=positive_int, metavar="N", help="start N ranks on this machine (default: this process)"
     )
-    parser.add_argument(
-        "--world-size", type=positive_int, metavar="N", help="with --dry-run: ranks to plan for, on all machines"
-    )
+    planning_options.add(parser)
     parser.add_argument(
         "--resume",
         choices=("never", "auto", "must"),
@@ -88,9 +94,7 @@ def _check(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: If they do.
     """
-    problems = []
-    if options.world_size is not None and not options.dry_run:
-        problems.append("--world-size: only plans for that many ranks; add --dry-run, or use --nproc-per-node")
+    problems = planning_options.problems(options)
     if options.world_size is not None and options.nproc_per_node is not None:
         problems.append("--world-size: says the same as --nproc-per-node; give one of them")
     if options.nproc_per_node is not None and failures.current_rank() is not None:

@@ -313,6 +313,9 @@ class SystemKeys(_Section):
     """Steps between lines of the metrics file."""
     tensorboard: bool = True
     """Write TensorBoard events."""
+    sft_peak_tflops: PositiveFloat | None = None
+    """Peak rate of a device in 10^12 operations per second, which `mfu` is a share of; null takes the bfloat16 rate of
+    a known GPU, and writes no `mfu` on others and on a CPU."""
     wandb_project: str | None = None
     """Weights & Biases project that curves are logged to; null logs none. Needs `primus[wandb]`."""
     wandb_exp_name: str | None = None

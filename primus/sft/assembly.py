@@ -113,6 +113,23 @@ class Assembler:
             dtype=np.int64,
         )
 
+    def num_pairs_of(self, packs: Sequence[IntArray]) -> IntArray:
+        """Pairs of positions of each pack of which one attends to the other; nothing is read of other packs."""
+        located = self._located(packs)
+        return np.array(
+            [
+                sum(
+                    (length - 1) * length // 2
+                    for length in (
+                        views.token_bound(local + 1) - views.token_bound(local)
+                        for views, local in islice(located, len(pack))
+                    )
+                )
+                for pack in packs
+            ],
+            dtype=np.int64,
+        )
+
     def num_units_of(self, packs: Sequence[IntArray]) -> IntArray:
         """What each pack adds to the divisor of the loss; nothing is read of other packs."""
         located = self._located(packs)

@@ -38,6 +38,7 @@ from primus.backends.megatron.reporting.metrics import (
 )
 from primus.backends.megatron.step import StepOutcome, TrainingStep
 from primus.backends.megatron.stopping import StopRequest, stop_signals_noted
+from primus.backends.megatron.utilization import UtilizationMeter
 from primus.config.schema import TrainConfig, TrainerConfig
 from primus.errors import TrainingError
 from primus.sft.order import SequenceOrder
@@ -124,6 +125,9 @@ class TrainingRun:
             pad_to_multiple_of=width_multiple(trainer),
             device=process.device,
         )
+        self._meter = UtilizationMeter(
+            trainer, vocab_size=facts.vocab_size, device=process.device, world_size=process.world_size
+        )
 
     def load(self) -> int:
         """Load what the run starts from; return the number of steps that were made."""
@@ -195,6 +199,7 @@ class TrainingRun:
             tokens = int(self._train.num_positions_of(batch_G).sum())
             with clock.measuring(tokens=tokens):
                 outcome = self._make_step(batch_G, loader, iteration=iteration)
+            clock.flops += self._meter.flops_of(self._train, batch_G, num_targets=outcome.num_targets)
             if is_last or iteration % self._trainer.log_interval == 0:
                 show(self._step_metrics(outcome, iteration=iteration, clock=clock))
                 clock = _Clock()
@@ -235,6 +240,7 @@ class TrainingRun:
         return outcome
 
     def _step_metrics(self, outcome: StepOutcome, *, iteration: int, clock: "_Clock") -> StepMetrics:
+        utilization = self._meter.utilization(flops=clock.flops, seconds=clock.seconds)
         return StepMetrics(
             iteration=iteration,
             lm_loss=outcome.lm_loss,
@@ -249,6 +255,9 @@ class TrainingRun:
             fill=clock.newest_tokens / outcome.num_places,
             tokens_per_second=clock.tokens / clock.seconds,
             step_time_s=clock.seconds / clock.steps,
+            tflops_per_device=utilization.tflops_per_device,
+            mfu=utilization.mfu,
+            peak_memory_bytes=utilization.peak_memory_bytes,
             batch_hash=outcome.batch_hash,
         )
 
@@ -336,6 +345,7 @@ class _Clock:
         self.seconds = 0.0
         self.tokens = 0
         self.newest_tokens = 0
+        self.flops = 0
         self.steps = 0
 
     @contextmanager

@@ -64,6 +64,12 @@ class StreamedBatch:
         return self._sums(self.sequences.num_tokens_N - 1)
 
     @property
+    def num_pairs_P(self) -> Int64Array:
+        """Pairs of positions of each pack of which one attends to the other."""
+        lengths_N = self.sequences.num_tokens_N.astype(np.int64)
+        return self._sums((lengths_N - 1) * lengths_N // 2)
+
+    @property
     def num_targets_P(self) -> Int64Array:
         """Positions of each pack that are trained."""
         return self._sums(self.sequences.num_targets_N.astype(np.int64))

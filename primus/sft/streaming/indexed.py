@@ -74,6 +74,10 @@ class IndexedStream:
         """Positions of some packs that are not padding."""
         return self._values(indices_B, "num_positions_P")
 
+    def num_pairs_of(self, indices_B: IntArray) -> IntArray:
+        """Pairs of positions of some packs of which one attends to the other."""
+        return self._values(indices_B, "num_pairs_P")
+
     def num_units_of(self, indices_B: IntArray) -> IntArray:
         """What some packs add to the divisor of the loss."""
         return self._values(indices_B, "num_units_P")

@@ -46,6 +46,9 @@ class BatchSource(Protocol):
     def num_positions_of(self, indices_B: IntArray) -> IntArray:
         """Positions of some sequences that are not padding."""
 
+    def num_pairs_of(self, indices_B: IntArray) -> IntArray:
+        """Pairs of positions of some sequences of which one attends to the other: n (n + 1) / 2 in a conversation."""
+
     def num_units_of(self, indices_B: IntArray) -> IntArray:
         """What some sequences add to the divisor of the loss."""
 

@@ -5,9 +5,11 @@ The counts are those of megatron-core's GPTModel, to the last weight; `memory.py
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from primus.config.schema import ModelKeys, TrainerConfig
+from primus.config.schema import LoraConfig, ModelKeys, TrainerConfig
 from primus.errors import ConfigError
 
 
@@ -65,18 +67,56 @@ class ParameterCount:
         per_layer = self.cut_per_layer + self.whole_per_layer
         return self.num_layers * per_layer + self.final_norm + self.embedding + self.output_layer
 
-    def on_one_rank(self, *, tensor_parallel: int, pipeline_parallel: int) -> int:
-        """Weights of the rank that has the most of them.
+    def on_stage(self, stage: int, *, tensor_parallel: int, pipeline_parallel: int) -> int:
+        """Weights of one rank of a pipeline stage.
 
-        The first pipeline stage has the embedding, the last one the final norm and the output layer, which is a
-        second copy of the embedding if the two are tied.
+        The first stage has the embedding, the last one the final norm and the output layer, which is a second copy of
+        the embedding if the two are tied and the stages are not the same one.
+
+        Args:
+            stage: The stage, from 0.
+            tensor_parallel: Ranks that share each layer's matrices.
+            pipeline_parallel: Stages, which have as many layers each.
+
+        Returns:
+            Their number.
         """
         layers = self.num_layers // pipeline_parallel * (self.cut_per_layer // tensor_parallel + self.whole_per_layer)
-        if pipeline_parallel == 1:
-            ends = (self.embedding + self.output_layer) // tensor_parallel + self.final_norm
-        else:
-            ends = (self.output_layer or self.embedding) // tensor_parallel + self.final_norm
+        is_first, is_last = stage == 0, stage == pipeline_parallel - 1
+        ends = self.embedding // tensor_parallel if is_first else 0
+        if is_last:
+            output = self.output_layer or (0 if is_first else self.embedding)
+            ends += output // tensor_parallel + self.final_norm
         return layers + ends
+
+    def on_one_rank(self, *, tensor_parallel: int, pipeline_parallel: int) -> int:
+        """Weights of the rank that has the most of them; see `on_stage`."""
+        return max(
+            self.on_stage(stage, tensor_parallel=tensor_parallel, pipeline_parallel=pipeline_parallel)
+            for stage in {0, pipeline_parallel - 1}
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterCount:
+    """Weights of low-rank adapters: of each layer, since the embedding and the output layer have none."""
+
+    num_layers: int
+    """Transformer layers."""
+    cut_per_layer: int
+    """Weights of one layer that tensor-parallel ranks share out: on the side where its linear layer is cut."""
+    whole_per_layer: int
+    """Weights of one layer that every tensor-parallel rank keeps: on the other side."""
+
+    @property
+    def total(self) -> int:
+        """All weights of the adapters."""
+        return self.num_layers * (self.cut_per_layer + self.whole_per_layer)
+
+    def on_one_rank(self, *, tensor_parallel: int, pipeline_parallel: int) -> int:
+        """Weights of any rank."""
+        per_layer = self.cut_per_layer // tensor_parallel + self.whole_per_layer
+        return self.num_layers // pipeline_parallel * per_layer
 
 
 def padded_vocab_size(vocab_size: int, *, divisible_by: int, tensor_parallel: int) -> int:
@@ -144,16 +184,64 @@ def count_parameters(model: ModelKeys, *, padded_vocab_size: int) -> ParameterCo
     Returns:
         The counts of the whole model, before any rank takes its share.
     """
-    heads = HeadLayout.of(model)
-    hidden, ffn = model.hidden_size, model.ffn_hidden_size
-    qkv_rows = heads.query_width + 2 * heads.key_width
-    attention = qkv_rows * hidden + (qkv_rows if model.add_qkv_bias else 0) + hidden * heads.query_width
-    mlp = (3 if model.swiglu else 2) * ffn * hidden
+    heads, hidden = HeadLayout.of(model), model.hidden_size
+    linear = linear_layers(model)
+    qkv_bias = linear["linear_qkv"].output if model.add_qkv_bias else 0
     return ParameterCount(
         num_layers=model.num_layers,
-        cut_per_layer=attention + mlp,
+        cut_per_layer=sum(layer.input * layer.output for layer in linear.values()) + qkv_bias,
         whole_per_layer=2 * hidden + (2 * heads.kv_channels if model.qk_layernorm else 0),
         final_norm=hidden,
         embedding=padded_vocab_size * hidden,
         output_layer=padded_vocab_size * hidden if model.untie_embeddings_and_output_weights else 0,
     )
+
+
+def count_adapters(model: ModelKeys, lora: LoraConfig) -> AdapterCount:
+    """Count the weights of low-rank adapters, two matrices for each linear layer that has one.
+
+    Args:
+        model: The model's keys.
+        lora: Rank, and the layers that get an adapter.
+
+    Returns:
+        The counts of the whole model.
+
+    Examples:
+        A linear layer of 8 x 8 and one of 8 x 32 with adapters of rank 2: 2 * (8 + 8) and 2 * (8 + 32) weights.
+        `linear_proj` is cut along its input, `linear_fc1` along its output.
+
+        >>> keys = ModelKeys(num_layers=3, hidden_size=8, ffn_hidden_size=16, num_attention_heads=2)
+        >>> lora = LoraConfig(enabled=True, dim=2, target_modules=("linear_proj", "linear_fc1"))
+        >>> count_adapters(keys, lora)
+        AdapterCount(num_layers=3, cut_per_layer=80, whole_per_layer=32)
+    """
+    layers = [layer for name, layer in linear_layers(model).items() if name in lora.target_modules]
+    return AdapterCount(
+        num_layers=model.num_layers,
+        cut_per_layer=lora.dim * sum(layer.output if layer.is_cut_along_output else layer.input for layer in layers),
+        whole_per_layer=lora.dim * sum(layer.input if layer.is_cut_along_output else layer.output for layer in layers),
+    )
+
+
+class LinearLayer(NamedTuple):
+    """A linear layer of a transformer layer."""
+
+    input: int
+    """Width of what goes in."""
+    output: int
+    """Width of what comes out."""
+    is_cut_along_output: bool
+    """Whether tensor-parallel ranks share out its output; else they share out its input."""
+
+
+def linear_layers(model: ModelKeys) -> Mapping[str, LinearLayer]:
+    """The linear layers of a transformer layer, by Megatron's names."""
+    heads = HeadLayout.of(model)
+    hidden, ffn = model.hidden_size, model.ffn_hidden_size
+    return {
+        "linear_qkv": LinearLayer(hidden, heads.query_width + 2 * heads.key_width, is_cut_along_output=True),
+        "linear_proj": LinearLayer(heads.query_width, hidden, is_cut_along_output=False),
+        "linear_fc1": LinearLayer(hidden, (2 if model.swiglu else 1) * ffn, is_cut_along_output=True),
+        "linear_fc2": LinearLayer(ffn, hidden, is_cut_along_output=False),
+    }

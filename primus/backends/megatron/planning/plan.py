@@ -1,30 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run will be, from its configuration and its data, without a model and without a GPU.
-
-Legend: N sequences of the data set, B sequences of a micro-batch.
-"""
+"""What a run will be, from its configuration and its data, without a model and without a GPU."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
-
 from primus.backends.megatron.core.datasets.sft_dataset import SFTDataset
-from primus.backends.megatron.planning.layout import Layout, build_layout, num_steps
-from primus.backends.megatron.planning.memory import MemoryEstimate, ParallelSizes, Recompute, estimate_memory
-from primus.backends.megatron.planning.parameter_count import (
-    ParameterCount,
-    Vocabulary,
-    build_vocabulary,
-    count_parameters,
+from primus.backends.megatron.planning.devices import Machine
+from primus.backends.megatron.planning.layout import Layout, build_layout, num_steps, width_multiple
+from primus.backends.megatron.planning.memory import MemoryEstimate, ModelShape, Recompute
+from primus.backends.megatron.planning.parameter_count import Vocabulary, build_vocabulary
+from primus.backends.megatron.planning.search import (
+    USABLE_SHARE,
+    Candidate,
+    RunShape,
+    estimate,
+    memory_of,
+    model_shape,
+    recompute_of,
+    widest_of,
 )
+from primus.backends.megatron.planning.workload import Workload
 from primus.config.schema import TrainConfig, TrainerConfig
-from primus.sft.order import SequenceOrder
-
-IntArray = npt.NDArray[np.int64]
-
-_MOST_STEPS_LOOKED_AT = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +63,8 @@ class Plan:
     """Ranks and micro-batches."""
     vocabulary: Vocabulary
     """Rows of the embedding."""
-    parameters: ParameterCount
-    """Weights of the model."""
+    model: ModelShape
+    """Weights of the model and of its adapters."""
     train: DataPlan
     """The training data."""
     validation: DataPlan | None
@@ -79,28 +75,76 @@ class Plan:
     """Training sequences of an epoch; of a mixture, as its sources have shares in it."""
     padding_share: float
     """Share of the positions of all micro-batches that hold padding."""
-    widest: int
-    """Positions of the widest micro-batch there can be."""
-    most_targets: int
-    """Most targets of one training sequence."""
+    run: RunShape
+    """What it has in common with other layouts of the run."""
     memory: MemoryEstimate
     """What the fullest rank keeps."""
     activations_kept: int
     """Bytes of the activations if nothing is recomputed."""
     activations_recomputed: int
     """Bytes of the activations if every layer is recomputed by itself."""
+    machine: Machine | None = None
+    """The GPUs it is planned for; None if none are known."""
+    candidate: Candidate | None = None
+    """Its time, on a known kind of GPU."""
+
+    @property
+    def widest(self) -> int:
+        """Positions of the widest micro-batch there can be."""
+        return widest_of(self.trainer, self.run.longest)
 
     @property
     def num_epochs(self) -> float:
         """Passes over the training data."""
         return self.num_steps * self.trainer.global_batch_size / self.sequences_per_epoch
 
+    @property
+    def fits(self) -> bool | None:
+        """Whether the GPUs have room for it; None if they are not known."""
+        return None if self.candidate is None or self.machine is None else self.candidate.fits(self.machine.memory_gib)
+
     def lines(self) -> list[str]:
         """The plan for people: at most 100 columns, one number per line."""
         return [*_model_lines(self), *_layout_lines(self), *_data_lines(self), *_memory_lines(self)]
 
 
-def build_plan(config: TrainConfig, *, train: SFTDataset, validation: SFTDataset | None, world_size: int) -> Plan:
+def build_run_shape(
+    config: TrainConfig, *, train: SFTDataset, validation: SFTDataset | None
+) -> tuple[RunShape, int, int]:
+    """Work out what all layouts of a run have in common.
+
+    Args:
+        config: The run.
+        train: Its training data.
+        validation: Its validation data, if it has any.
+
+    Returns:
+        That; the optimizer steps of the run; and the training sequences of an epoch.
+
+    Raises:
+        ConfigError: If the vocabulary does not fit the tokenizer.
+    """
+    trainer, tokenizer = config.trainer, train.tokenizer
+    order = train.order(global_batch_size=trainer.global_batch_size, length_bucket=trainer.sft_length_bucket)
+    steps = num_steps(trainer, num_sequences=order.sequences_per_epoch)
+    run = RunShape(
+        trainer=trainer,
+        used_vocab_size=build_vocabulary(trainer, tokenizer=tokenizer.name, num_ids=tokenizer.vocab_size).used,
+        workload=Workload.of(train, order, num_steps=steps),
+        longest=max(int(data.num_positions_N.max()) for data in (train, validation) if data is not None),
+        most_targets=int(train.num_targets_N.max()),
+    )
+    return run, steps, order.sequences_per_epoch
+
+
+def build_plan(
+    config: TrainConfig,
+    *,
+    train: SFTDataset,
+    validation: SFTDataset | None,
+    world_size: int,
+    machine: Machine | None = None,
+) -> Plan:
     """Work out what a run will be.
 
     Args:
@@ -108,6 +152,7 @@ def build_plan(config: TrainConfig, *, train: SFTDataset, validation: SFTDataset
         train: Its training data.
         validation: Its validation data, if it has any.
         world_size: Ranks to plan for.
+        machine: The GPUs to plan for, if they are known.
 
     Returns:
         The plan.
@@ -118,76 +163,29 @@ def build_plan(config: TrainConfig, *, train: SFTDataset, validation: SFTDataset
     """
     trainer = config.trainer
     layout = build_layout(trainer, world_size=world_size)
-    tokenizer = train.tokenizer
-    vocabulary = build_vocabulary(trainer, tokenizer=tokenizer.name, num_ids=tokenizer.vocab_size)
-    parameters = count_parameters(trainer, padded_vocab_size=vocabulary.padded)
-    order = train.order(global_batch_size=trainer.global_batch_size, length_bucket=trainer.sft_length_bucket)
-    steps = num_steps(trainer, num_sequences=order.sequences_per_epoch)
-    longest = max(int(data.num_positions_N.max()) for data in (train, validation) if data is not None)
-    most_targets = int(train.num_targets_N.max())
-    widest = _width(longest, multiple=trainer.sft_pad_to_multiple_of, limit=trainer.seq_length)
-    recompute = Recompute(
-        granularity=trainer.recompute_granularity,
-        method=trainer.recompute_method,
-        num_layers=trainer.recompute_num_layers or 1,
-    )
-
-    def memory(recompute: Recompute) -> MemoryEstimate:
-        return estimate_memory(
-            trainer,
-            parameters=parameters,
-            padded_vocab_size=vocabulary.padded,
-            sizes=ParallelSizes(
-                tensor=trainer.tensor_model_parallel_size,
-                pipeline=trainer.pipeline_model_parallel_size,
-                virtual_pipeline=trainer.virtual_pipeline_model_parallel_size or 1,
-                context=trainer.context_parallel_size,
-                data=layout.data_parallel_size,
-                sequence_parallel=trainer.sequence_parallel,
-            ),
-            micro_batch_size=trainer.micro_batch_size,
-            num_micro_batches=layout.num_micro_batches,
-            seq_length=widest,
-            num_targets=most_targets,
-            bf16=trainer.bf16,
-            use_distributed_optimizer=trainer.use_distributed_optimizer,
-            recompute=recompute,
-            is_packed=train.is_packed,
-        )
-
+    vocabulary = build_vocabulary(trainer, tokenizer=train.tokenizer.name, num_ids=train.tokenizer.vocab_size)
+    run, steps, sequences_per_epoch = build_run_shape(config, train=train, validation=validation)
+    recompute = recompute_of(trainer)
+    every_layer = Recompute(granularity="full", method="uniform", num_layers=1)
     return Plan(
         trainer=trainer,
         layout=layout,
         vocabulary=vocabulary,
-        parameters=parameters,
+        model=model_shape(trainer, used_vocab_size=vocabulary.used),
         train=DataPlan.of(train),
         validation=None if validation is None else DataPlan.of(validation),
         num_steps=steps,
-        sequences_per_epoch=order.sequences_per_epoch,
-        padding_share=_padding_share(train, order, trainer=trainer, num_steps=steps),
-        widest=widest,
-        most_targets=most_targets,
-        memory=memory(recompute),
-        activations_kept=memory(replace(recompute, granularity=None)).activations,
-        activations_recomputed=memory(Recompute(granularity="full", method="uniform", num_layers=1)).activations,
+        sequences_per_epoch=sequences_per_epoch,
+        padding_share=run.workload.padding_share(
+            micro_batch_size=trainer.micro_batch_size, multiple=width_multiple(trainer)
+        ),
+        run=run,
+        memory=memory_of(trainer, layout, run, recompute=recompute),
+        activations_kept=memory_of(trainer, layout, run, recompute=replace(recompute, granularity=None)).activations,
+        activations_recomputed=memory_of(trainer, layout, run, recompute=every_layer).activations,
+        machine=machine,
+        candidate=None if machine is None else estimate(trainer, layout, run, gpu=machine.gpu),
     )
-
-
-def _width(num_positions: int, *, multiple: int, limit: int) -> int:
-    """Positions of a micro-batch whose longest sequence has so many."""
-    return min(limit, -(-num_positions // multiple) * multiple)
-
-
-def _padding_share(train: SFTDataset, order: SequenceOrder, *, trainer: TrainerConfig, num_steps: int) -> float:
-    """Share of padding in the micro-batches of the run, of its first 2000 steps if it is longer."""
-    num_positions = num_places = 0
-    for step in range(min(num_steps, _MOST_STEPS_LOOKED_AT)):
-        lengths_B = train.num_positions_N[order.global_batch(step)].reshape(-1, trainer.micro_batch_size)
-        for longest in lengths_B.max(axis=1):
-            width = _width(int(longest), multiple=trainer.sft_pad_to_multiple_of, limit=trainer.seq_length)
-            num_places += width * trainer.micro_batch_size
-        num_positions += int(lengths_B.sum())
-    return 1 - num_positions / num_places
 
 
 def _of_mixture(plan: Plan) -> str:
@@ -208,7 +206,7 @@ def _gib(num_bytes: int) -> str:
 
 
 def _model_lines(plan: Plan) -> list[str]:
-    trainer, parameters = plan.trainer, plan.parameters
+    trainer, parameters = plan.trainer, plan.model.parameters
     groups = trainer.num_query_groups or trainer.num_attention_heads
     output = f"output layer {parameters.output_layer:,}" if parameters.output_layer else "the output layer is the same"
     return [
@@ -220,8 +218,17 @@ def _model_lines(plan: Plan) -> list[str]:
             f"{trainer.num_attention_heads} heads, {groups} key-value heads",
         ),
         _row("parameters", f"{parameters.total:,}", f"embedding {parameters.embedding:,}, {output}"),
+        *_adapter_lines(plan),
         _row("vocabulary", f"{plan.vocabulary.used:,}", f"padded to {plan.vocabulary.padded:,} rows"),
     ]
+
+
+def _adapter_lines(plan: Plan) -> list[str]:
+    adapters = plan.model.adapters
+    if adapters is None:
+        return []
+    share = 100 * adapters.total / plan.model.parameters.total
+    return [_row("trained", f"{adapters.total:,}", f"adapters of rank {plan.trainer.lora.dim}; {share:.2g} % as many")]
 
 
 def _layout_lines(plan: Plan) -> list[str]:
@@ -269,23 +276,41 @@ def _memory_lines(plan: Plan) -> list[str]:
     trainer, memory = plan.trainer, plan.memory
     dtype = "bfloat16" if trainer.bf16 else "float32"
     state = "Adam's moments, float32 weights" if trainer.bf16 else "Adam's moments"
-    shared = f"; shared by {plan.layout.data_parallel_size} ranks" if trainer.use_distributed_optimizer else ""
+    num_shards = plan.layout.data_parallel_size * trainer.context_parallel_size
+    shared = f"; shared by {num_shards} ranks" if trainer.use_distributed_optimizer else ""
     size = f"{trainer.micro_batch_size} x {plan.widest:,} positions"
     recomputed = f"{_gib(plan.activations_recomputed)} with full recomputation"
     kept = f"{_gib(plan.activations_kept)} without recomputation"
+    of_adapters = ", of the adapters only" if plan.model.adapters is not None else ""
+    logits = f"{trainer.micro_batch_size} x {plan.run.most_targets:,} targets x {plan.vocabulary.padded:,} logits"
+    stages = trainer.pipeline_model_parallel_size
+    where = f"of pipeline stage {memory.stage + 1} of {stages}; " if stages > 1 else ""
     rows: Sequence[tuple[str, int, str]] = (
         ("weights", memory.weights, dtype),
-        ("gradients", memory.gradients, "float32"),
+        ("gradients", memory.gradients, f"float32{of_adapters}"),
         ("optimizer", memory.optimizer, f"{state}{shared}"),
         ("activations", memory.activations, f"{size}; {kept if trainer.recompute_granularity else recomputed}"),
-        (
-            "logits",
-            memory.logits,
-            f"{trainer.micro_batch_size} x {plan.most_targets:,} targets x {plan.vocabulary.padded:,}",
-        ),
-        ("together", memory.total, "leave a tenth for what is not estimated"),
+        ("at work", memory.temporary, logits if memory.temporary_is_logits else "the backward pass of a layer"),
+        ("together", memory.total, f"{where}leave a tenth for what is not estimated"),
     )
     return [
         "memory of a rank, GiB",
         *(_row(name, _gib(num_bytes), remark) for name, num_bytes, remark in rows),
+        *_machine_lines(plan),
+    ]
+
+
+def _machine_lines(plan: Plan) -> list[str]:
+    """Whether it fits, and how long a step takes; nothing if it is not known on what."""
+    machine, candidate = plan.machine, plan.candidate
+    if machine is None or candidate is None:
+        return []
+    verdict = "fits" if plan.fits else "does NOT fit"
+    limit = USABLE_SHARE * machine.memory_gib
+    return [
+        f"on {plan.layout.world_size} x {machine.name}, {machine.memory_gib:g} GiB each",
+        _row(verdict, f"{plan.memory.total / 2**30 / limit:.0%}", f"of {limit:.0f} GiB, nine tenths of the memory"),
+        _row("step time, s", f"{candidate.time.total:.3g}", "estimated, for comparing layouts"),
+        _row("tokens per second", f"{candidate.tokens_per_second:,.0f}", "of all ranks, padding not counted"),
+        _row("MFU", f"{100 * candidate.mfu:.0f} %", f"useful work, of {machine.gpu.peak_tflops:,g} TFLOP/s per GPU"),
     ]

@@ -56,6 +56,12 @@ class StepMetrics:
     """Tokens per second since the line before, padding, evaluations and checkpoints not counted."""
     step_time_s: float
     """Mean time of a step since the line before, evaluations and checkpoints not counted."""
+    tflops_per_device: float
+    """Useful operations per second and device in that time, in 10^12: no padding, and nothing computed again."""
+    mfu: float | None
+    """That as a share of a device's peak rate; None if that is not known, as on a CPU without `sft_peak_tflops`."""
+    peak_memory_bytes: int
+    """Most memory of a rank since it began: of its tensors on a GPU, of its process on a CPU."""
     batch_hash: str
     """Hash of what this step trained, in its order; the same however ranks and micro-batches divide it."""
 

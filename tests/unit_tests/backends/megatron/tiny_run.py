@@ -78,6 +78,9 @@ class TinySequences:
     def num_positions_of(self, indices_B: IntArray) -> IntArray:
         return self.num_positions_N[indices_B]
 
+    def num_pairs_of(self, indices_B: IntArray) -> IntArray:
+        return self.num_positions_N[indices_B] * (self.num_positions_N[indices_B] + 1) // 2
+
     def num_units_of(self, indices_B: IntArray) -> IntArray:
         return self.num_targets_N[indices_B]
 

@@ -120,6 +120,12 @@ class TrainingSequences(Dataset[dict[str, torch.Tensor]]):
         return self._sum_over_packs(self.data.num_tokens_N - 1)
 
     @cached_property
+    def num_pairs_N(self) -> IntArray:
+        """Pairs of positions of each training sequence of which one attends to the other."""
+        lengths_N = np.asarray(self.data.num_tokens_N, dtype=np.int64)
+        return self._sum_over_packs((lengths_N - 1) * lengths_N // 2)
+
+    @cached_property
     def num_targets_N(self) -> IntArray:
         """Positions of each training sequence that are trained."""
         return self._sum_over_packs(self.data.num_targets_N)
@@ -137,6 +143,12 @@ class TrainingSequences(Dataset[dict[str, torch.Tensor]]):
         if len(indices_B) >= len(self):
             return self.num_positions_N[indices_B]
         return self._assembler.num_positions_of(self._items(indices_B))
+
+    def num_pairs_of(self, indices_B: IntArray) -> IntArray:
+        """What `num_pairs_N` has for some training sequences, without adding up those of all."""
+        if len(indices_B) >= len(self):
+            return self.num_pairs_N[indices_B]
+        return self._assembler.num_pairs_of(self._items(indices_B))
 
     def num_units_of(self, indices_B: IntArray) -> IntArray:
         """What `num_units_N` has for some training sequences, without adding up those of all."""

@@ -61,6 +61,7 @@ class Slow:
         self.shares = None
         self.source_names = data.source_names
         self.num_positions_of, self.num_units_of = data.num_positions_of, data.num_units_of
+        self.num_pairs_of = data.num_pairs_of
         self.origin, self.origins = data.origin, data.origins
 
     def __len__(self) -> int:

@@ -25,6 +25,9 @@ def step(iteration: int, *, lm_loss: float = 0.1 + 0.2, grad_norm: float | None 
         fill=0.875,
         tokens_per_second=1234.5,
         step_time_s=0.25,
+        tflops_per_device=12.5,
+        mfu=0.4,
+        peak_memory_bytes=1 << 30,
         batch_hash="0123456789abcdef",
     )
 

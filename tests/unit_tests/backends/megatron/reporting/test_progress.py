@@ -26,6 +26,9 @@ def step(iteration: int, *, grad_norm: float | None = 1.5) -> StepMetrics:
         fill=0.875,
         tokens_per_second=12345.6,
         step_time_s=0.25,
+        tflops_per_device=12.5,
+        mfu=0.4,
+        peak_memory_bytes=1 << 30,
         batch_hash="0123456789abcdef",
     )
 
