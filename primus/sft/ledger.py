@@ -155,7 +155,7 @@ class Ledger:
         for outcome, count in sorted(self.outcomes.items(), key=lambda item: (item[0] not in _USED, item[0])):
             where = self.origins.get(outcome, [])
             examples = f" ({', '.join(where[:3])}{', ...' if len(where) > 3 else ''})" if where else ""
-            lines.append(f"  {count:,} {outcome}: {_EXPLANATIONS.get(outcome, 'quarantined')}{examples}")
+            lines.append(f"  {count:,} {outcome}: {explain(outcome)}{examples}")
         if self.num_joined or self.num_branches or self.num_dropped_branches:
             parts = [f"{self.num_used:,} rows that are used"]
             parts += [f"- {self.num_joined:,} further turns of a conversation"] if self.num_joined else []
@@ -177,6 +177,22 @@ class Ledger:
             listed = ", ".join(f"{name!r} ({count:,} {'row' if count == 1 else 'rows'})" for name, count in fields)
             lines.append(f"  ignored, for they have no place in a conversation: {listed}")
         return lines
+
+
+def explain(outcome: str) -> str:
+    """What an outcome of rows means.
+
+    Args:
+        outcome: The outcome, as in `Ledger.outcomes`.
+
+    Returns:
+        The words.
+
+    Examples:
+        >>> explain("overlong")
+        'longer than seq_length, dropped by sft_truncation'
+    """
+    return _EXPLANATIONS.get(outcome, "quarantined")
 
 
 def write_ledgers(ledgers: Mapping[str, Ledger], *, path: Path) -> None:

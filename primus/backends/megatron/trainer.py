@@ -17,6 +17,7 @@ from primus.backends.megatron.planning.parameter_count import Vocabulary, build_
 from primus.backends.megatron.reporting.loss_curve import draw_loss_curve
 from primus.backends.megatron.reporting.metrics import read_metrics
 from primus.backends.megatron.reporting.recording import recorded
+from primus.backends.megatron.reporting.run_page import write_run_page
 from primus.backends.megatron.reporting.wandb_curves import require_wandb
 from primus.backends.megatron.training_run import TrainingResult, TrainingRun
 from primus.config.schema import ModelKeys, TrainConfig, TrainerConfig
@@ -83,7 +84,7 @@ def run_training(config: TrainConfig, *, resume: Resume = "auto") -> TrainingRes
         ),
     )
     with data.told_at_the_end():
-        return train_on(
+        result = train_on(
             config,
             process=process,
             train=data.train,
@@ -91,6 +92,9 @@ def run_training(config: TrainConfig, *, resume: Resume = "auto") -> TrainingRes
             tokenizer=facts,
             start=start,
         )
+    if process.rank == 0:
+        write_run_page(config, path=result.report_path)
+    return result
 
 
 def train_on(

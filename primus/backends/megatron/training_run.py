@@ -63,6 +63,8 @@ class TrainingResult:
     """One JSON object per line."""
     loss_curve_path: Path
     """A picture of the losses."""
+    report_path: Path
+    """A page of what the run did; `run_training` writes it."""
     stopped_by: signal.Signals | None = None
     """The signal that stopped the run before its last step; None if it came to its end."""
 
@@ -75,6 +77,7 @@ class TrainingResult:
             f"checkpoint       {self.checkpoint}",
             f"metrics          {self.metrics_path}",
             f"loss curve       {self.loss_curve_path}",
+            f"report           {self.report_path}",
         ]
 
     def __str__(self) -> str:
@@ -179,6 +182,7 @@ class TrainingRun:
             checkpoint=self._newest_checkpoint,
             metrics_path=logs / "metrics.jsonl",
             loss_curve_path=logs / "loss_curve.png",
+            report_path=logs / "report.html",
             stopped_by=stopped_by,
         )
 
