@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from primus.backends.megatron.context_parallel import ContextRank
+from primus.backends.megatron.core.datasets.sft_dataset import SFTDataset
 from primus.backends.megatron.data.batches import MicroBatch, part_of_context_rank, read_micro_batch
 from primus.sft.packing import Method
 from tests.unit_tests.backends.megatron import context_runs
@@ -33,17 +35,22 @@ MODELS: dict[str, Keys] = {
 }
 RECOMPUTED: dict[str, Keys] = {name: {"recompute_granularity": name} for name in ("full", "selective")}
 CASES: list[tuple[str, Method]] = [(name, "best_fit") for name in MODELS] + [("groups of heads", "none")]
+# A gradient is missing, and not zero, where a norm is not asked for.
+SPARSE = MODELS["norms of heads, tied"]
 RUNS: dict[str, tuple[Method, Keys]] = {
     "unpacked": ("none", {}),
     "unpacked, distributed optimizer": ("none", DISTRIBUTED),
     "packed": ("best_fit", {}),
     "packed, distributed optimizer": ("best_fit", DISTRIBUTED),
 }
-# Four processes.
-LAYOUTS: dict[str, Keys] = {
-    "dp2 cp2": {"context_parallel_size": 2},
-    "tp2 cp2": {"context_parallel_size": 2, "tensor_model_parallel_size": 2, "sequence_parallel": True},
-    "cp4": {"context_parallel_size": 4},
+TENSOR_PARALLEL: Keys = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+OF_FOUR: dict[str, tuple[Method, Keys]] = {
+    "dp2 cp2": ("none", {"context_parallel_size": 2}),
+    "dp2 cp2, packed, distributed optimizer": ("best_fit", {"context_parallel_size": 2, **DISTRIBUTED}),
+    "tp2 cp2, packed": ("best_fit", {"context_parallel_size": 2, **TENSOR_PARALLEL}),
+    "pp2 cp2": ("none", {"context_parallel_size": 2, "pipeline_model_parallel_size": 2}),
+    "pp2 cp2, packed": ("best_fit", {"context_parallel_size": 2, "pipeline_model_parallel_size": 2}),
+    "cp4, distributed optimizer": ("none", {"context_parallel_size": 4, **DISTRIBUTED}),
 }
 TOLERANCES = {"lm_loss": 2e-6, "grad_norm": 2e-6, "validation_loss": 2e-6}
 
@@ -89,8 +96,21 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs += [
         (str(folder / "train" / name), "train", packing, {**keys, **shared}) for name, (packing, keys) in RUNS.items()
     ]
+    jobs.append((str(folder / "blame"), "blame", "none", shared))
+    jobs.append(
+        (str(folder / "sparse"), "sparse gradients", "sequential", {**SPARSE, "overlap_grad_reduce": True, **shared})
+    )
     run_processes(2, jobs)
     return folder
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[Method, Path]:
+    """Folders of what a single process trained."""
+    folders = {packing: tmp_path_factory.mktemp("alone") for packing in PACKINGS}
+    for packing, folder in folders.items():
+        context_runs.train(folder, packing, {})
+    return folders
 
 
 def read(folder: Path, name: str) -> list[Any]:
@@ -112,15 +132,11 @@ def logits_of_conversations(folder: Path, keys: Keys) -> list[torch.Tensor]:
     return [torch.from_numpy(found[f"logits {index}"][: data.num_positions_N[index]]) for index in range(len(data))]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("model", "packing"), CASES)
-def test_the_logits_of_two_ranks_are_those_of_each_conversation_alone(
-    two_ranks: Path, tmp_path: Path, model: str, packing: Method
-) -> None:
-    alone = logits_of_conversations(tmp_path, MODELS[model])
-    data = context_runs.uneven_data(packing)
-    parts = [np.load(two_ranks / "logits" / model / packing / f"{rank}.npz") for rank in range(2)]
-    num_split = 0
+def assert_logits_are_those_alone(
+    parts: Sequence[Arrays], alone: Sequence[torch.Tensor], data: SFTDataset
+) -> list[list[int]]:
+    """Compare the logits of ranks with those of conversations; how many of each conversation's each rank has."""
+    shares = []
     for index in range(len(data)):
         positions = np.concatenate([part[f"positions {index}"] for part in parts])
         assert sorted(positions) == list(range(len(positions)))
@@ -128,12 +144,31 @@ def test_the_logits_of_two_ranks_are_those_of_each_conversation_alone(
         first = 0
         for conversation in [index] if data.plan is None else data.plan.pack(index).tolist():
             expected = alone[conversation]
-            found = torch.from_numpy(logits_SV[first : first + len(expected)])
-            torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
-            owners = np.isin(np.arange(first, first + len(expected)), parts[0][f"positions {index}"])
-            num_split += 0 < owners.sum() < len(owners)
+            places = np.arange(first, first + len(expected))
+            torch.testing.assert_close(torch.from_numpy(logits_SV[places]), expected, rtol=0, atol=2e-5)
+            shares.append([int(np.isin(places, part[f"positions {index}"]).sum()) for part in parts])
             first += len(expected)
-    assert num_split > 10
+    return shares
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_logits_of_packs_are_those_of_each_conversation_alone(tmp_path: Path, model: str) -> None:
+    data = context_runs.uneven_data("best_fit")
+    packed = context_runs.logits(tmp_path, "best_fit", MODELS[model])
+    shares = assert_logits_are_those_alone([packed], logits_of_conversations(tmp_path, MODELS[model]), data)
+    assert len(shares) > 2 * len(data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "packing"), CASES)
+def test_the_logits_of_two_ranks_are_those_of_each_conversation_alone(
+    two_ranks: Path, tmp_path: Path, model: str, packing: Method
+) -> None:
+    parts = [np.load(two_ranks / "logits" / model / packing / f"{rank}.npz") for rank in range(2)]
+    alone = logits_of_conversations(tmp_path, MODELS[model])
+    shares = assert_logits_are_those_alone(parts, alone, context_runs.uneven_data(packing))
+    # Many conversations lie on both ranks.
+    assert sum(min(share) > 0 for share in shares) > 10
 
 
 @pytest.mark.slow
@@ -149,10 +184,9 @@ def test_the_gradients_of_two_ranks_are_those_of_a_single_process(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
-def test_two_ranks_train_what_a_single_process_trains(two_ranks: Path, tmp_path: Path, name: str) -> None:
+def test_two_ranks_train_what_a_single_process_trains(two_ranks: Path, alone: dict[Method, Path], name: str) -> None:
     packing, _ = RUNS[name]
-    context_runs.train(tmp_path, packing, {})
-    assert_same_training(two_ranks / "train" / name, tmp_path)
+    assert_same_training(two_ranks / "train" / name, alone[packing])
 
 
 def assert_same_training(found: Path, expected: Path) -> None:
@@ -162,29 +196,45 @@ def assert_same_training(found: Path, expected: Path) -> None:
         assert read(found, name) == pytest.approx(numbers, abs=tolerance, rel=0)
     for name in ("batch_hash", "supervised_tokens", "tokens", "learning_rate", "consumed_samples"):
         assert read(found, name) == read(expected, name)
+    for name in ("loss_by_turn", "loss_by_source", "validation_loss_by_role"):
+        groups = [group for line in read(expected, name) for group in line.items()]
+        found_groups = [group for line in read(found, name) for group in line.items()]
+        assert [name for name, _ in found_groups] == [name for name, _ in groups]
+        for (_, ours), (_, theirs) in zip(found_groups, groups, strict=True):
+            assert ours == pytest.approx(theirs, abs=5e-6, rel=0)
+
+
+@pytest.mark.slow
+def test_a_rank_that_has_only_padding_takes_part_in_the_gradients(two_ranks: Path, tmp_path: Path) -> None:
+    data = context_runs.sparse_data("sequential")
+    assert sorted(data.num_positions_N.tolist()) == [2, 2, 19, 19, 19, 19]
+    expected = context_runs.sparse_gradients(tmp_path, "sequential", SPARSE)
+    for rank in range(2):
+        assert relative_error(np.load(two_ranks / "sparse" / f"{rank}.npz"), expected) < 1e-6
+
+
+@pytest.mark.slow
+def test_two_ranks_name_the_sequence_whose_loss_is_no_number(two_ranks: Path) -> None:
+    for rank in range(2):
+        said = (two_ranks / "blame" / f"{rank}.txt").read_text()
+        assert re.match(r"step 5: the loss is nan because of 1 of .*; look at tiny.jsonl:4 \(batch .*\)$", said)
 
 
 @pytest.fixture(scope="module")
 def four_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of what four processes trained."""
     folder = tmp_path_factory.mktemp("four_processes")
-    jobs = [
-        (str(folder / layout / packing), "train", packing, {**keys, **(DISTRIBUTED if packing == "none" else {})})
-        for layout, keys in LAYOUTS.items()
-        for packing in PACKINGS
-    ]
-    run_processes(4, jobs)
+    run_processes(4, [(str(folder / name), "train", packing, keys) for name, (packing, keys) in OF_FOUR.items()])
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("packing", PACKINGS)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", OF_FOUR)
 def test_four_processes_train_what_a_single_process_trains(
-    four_processes: Path, tmp_path: Path, layout: str, packing: Method
+    four_processes: Path, alone: dict[Method, Path], name: str
 ) -> None:
-    context_runs.train(tmp_path, packing, {})
-    assert_same_training(four_processes / layout / packing, tmp_path)
+    packing, _ = OF_FOUR[name]
+    assert_same_training(four_processes / name, alone[packing])
 
 
 def micro_batch(packing: Method, indices: Sequence[int]) -> MicroBatch:
