@@ -2,8 +2,8 @@
 """Curves on Weights & Biases, or in files that it can be sent later.
 
 A run never waits for it and never fails because of it: without a key, without a network, or with `WANDB_MODE=offline`,
-everything is written to files. It is told the numbers and the configuration, and nothing of the machine, the command
-line, the source code, or what the program prints.
+everything is written to files. It is told the numbers and the configuration, and nothing of the environment, the
+command line, the source code, or what the program prints.
 """
 
 import logging
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("primus")
 
 _LOGIN_TIMEOUT_S = 15
-_INIT_TIMEOUT_S = 60
+_INIT_TIMEOUT_S = 30
 _FINISH_TIMEOUT_S = 120
 
 
@@ -86,6 +86,7 @@ def wandb_curves(
         "settings": wandb.Settings(
             silent=True,
             console="off",
+            host="",
             disable_git=True,
             disable_code=True,
             save_code=False,
@@ -102,6 +103,8 @@ def wandb_curves(
     except wandb.Error as exc:
         reason = without_credentials(str(exc).splitlines()[0] if str(exc) else type(exc).__name__)
         logger.warning("W&B can't be reached (%s); its files are written without it", reason)
+        # What it has begun would stand in the way of the second attempt.
+        wandb.teardown()
         run = wandb.init(**keys, mode="offline")
     id_file.parent.mkdir(parents=True, exist_ok=True)
     id_file.write_text(f"{run.id}\n", encoding="utf-8")
