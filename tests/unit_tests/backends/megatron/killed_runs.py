@@ -55,12 +55,6 @@ def _be_a_rank(folder: Path, *, rank: int, num_ranks: int, port: int, keys: dict
         os._exit(code)
 
 
-def newest_checkpoint(folder: Path) -> dict[str, Any]:
-    """Where the next attempt goes on."""
-    save = folder / "primus" / "user" / "tiny" / "checkpoints"
-    return {"load": str(save)} if (save / "latest_checkpointed_iteration.txt").is_file() else {}
-
-
 def ended(pids: list[int]) -> bool:
     """Whether all of the processes have ended well; leaves if one of them has not."""
     states = [os.waitpid(pid, os.WNOHANG) for pid in pids]
@@ -94,7 +88,8 @@ def killed(folder: Path, draw: random.Random, *, longest_s: float, num_kills: in
     kills: list[dict[str, Any]] = []
     while True:
         num_ranks, num_workers = draw.choice([1, 1, 2]), draw.randint(0, 4)
-        keys = {"num_workers": num_workers, "micro_batch_size": draw.choice([1, 2, 4]), **newest_checkpoint(folder)}
+        keys = {"num_workers": num_workers, "micro_batch_size": draw.choice([1, 2, 4])}
+        keys |= {"async_save": draw.random() < 0.5, "most_recent_k": draw.choice([None, 1, 2])}
         pids = start(folder, num_ranks=num_ranks, keys=keys)
         until_s = time.monotonic() + (draw.uniform(0, longest_s * num_ranks) if len(kills) < num_kills else 600)
         while time.monotonic() < until_s:
@@ -104,7 +99,7 @@ def killed(folder: Path, draw: random.Random, *, longest_s: float, num_kills: in
         for pid in draw.sample(pids, len(pids)):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-        kills.append({"num_ranks": num_ranks, "loaded": "load" in keys, **keys})
+        kills.append({"num_ranks": num_ranks, **keys})
 
 
 def main() -> None:

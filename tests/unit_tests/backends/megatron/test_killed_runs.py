@@ -15,6 +15,7 @@ import pytest
 
 PROGRAM = Path(__file__).with_name("killed_runs.py")
 CHECKOUT = Path(__file__).parents[4]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
 def kill_and_continue(folder: Path, *, num_kills: int, num_steps: int) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def kill_and_continue(folder: Path, *, num_kills: int, num_steps: int) -> dict[s
     seed = str(time.time_ns())
     done = subprocess.run(
         [sys.executable, str(PROGRAM), str(folder), str(num_kills), seed, str(num_steps)],
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,
@@ -69,3 +70,20 @@ def test_a_run_that_is_killed_and_continued_trains_the_same_batches(
         kill_and_continue(tmp_path, num_kills=num_kills, num_steps=num_steps), num_kills=num_kills, num_steps=num_steps
     )
     assert wait_until(lambda: not left_behind(tmp_path)), left_behind(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_same_command_goes_on_to_the_same_metrics_to_the_last_bit(tmp_path: Path) -> None:
+    options = ["--layouts", "tp2sp+dist,pp2vpp2", "--kills", "3", "--steps", "30", "--folder", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, str(CHECKOUT / "scripts" / "kill_runs.py"), *options],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["tp2sp+dist", "pp2vpp2"]
+    assert all("3 kills" in line and "equal to the last bit" in line for line in lines)
