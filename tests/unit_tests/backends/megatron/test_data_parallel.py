@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def run_two_processes(jobs: list[tuple[str, str, dict[str, object]]]) -> None:
     assert not said
 
 
-def read(folder: Path, name: str) -> list[float]:
+def read(folder: Path, name: str) -> list[Any]:
     lines = (folder / "primus" / "user" / "tiny" / "logs" / "metrics.jsonl").read_text().splitlines()
     return [line[name] for line in map(json.loads, lines) if name in line]
 
@@ -86,6 +87,18 @@ def test_a_run_is_continued_by_another_number_of_processes(runs: Path, optimizer
 def test_counts_are_those_of_all_processes(runs: Path, name: str) -> None:
     one, two = (read(runs / "whole" / who, name) for who in ("one", "two"))
     assert two == one
+
+
+@pytest.mark.parametrize("name", ["loss_by_turn", "loss_by_role", "loss_by_source"])
+def test_the_losses_of_groups_are_those_of_all_processes(runs: Path, name: str) -> None:
+    for whole, prefix in (("lm_loss", ""), ("validation_loss", "validation_")):
+        one, two = (
+            [group for line in read(runs / "whole" / who, f"{prefix}{name}") for group in line.items()]
+            for who in ("one", "two")
+        )
+        assert len(one) >= len(read(runs / "whole" / "one", whole))
+        assert [(group, loss["targets"]) for group, loss in two] == [(group, loss["targets"]) for group, loss in one]
+        assert [loss["loss"] for _, loss in two] == pytest.approx([loss["loss"] for _, loss in one], abs=1e-6)
 
 
 def test_the_gradient_of_two_processes_is_that_of_one_pass(runs: Path, tiny: ModuleType, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_the_log_says_which_attention_runs(tiny: ModuleType, tmp_path: Path, cap
 def test_a_run_that_breaks_saves_no_broken_weights(tiny: ModuleType, tmp_path: Path) -> None:
     data = tiny.TinySequences(40)
     data.rows[11]["loss_mask"][0] = float("nan")
-    with pytest.raises(TrainingError, match=r"step \d: the loss is nan .* look at tiny.jsonl:12$"):
+    with pytest.raises(TrainingError, match=r"step \d: the loss is nan .* look at tiny.jsonl:12 \(batch \w{16}\)$"):
         tiny.run_tiny(tiny.tiny_config(tmp_path), train=data)
     assert not (tmp_path / "primus" / "user" / "tiny" / "checkpoints").exists()
 
