@@ -232,7 +232,7 @@ def build_transformer_config(trainer: TrainerConfig, *, device: torch.device) ->
             batch_p2p_sync=device.type != "cpu",
             variable_seq_lengths=has_variable_widths(trainer),
             # There are no experts, but Megatron checks that their dispatcher can cope with variable widths.
-            moe_token_dispatcher_type="alltoall",
+            moe_token_dispatcher_type="alltoall",  # noqa: S106 - no password
             # gloo still reads what it sends, where a GPU keeps the memory until it is sent.
             deallocate_pipeline_outputs=trainer.pipeline_model_parallel_size > 1 and device.type != "cpu",
             cuda_graph_scope=[],

@@ -56,7 +56,7 @@ def _draw(parameter: Tensor, *, name: str, model: GPTModel, seed: int, vocab_siz
     drawn = torch.empty(
         [vocab_size, *shape[1:]] if is_vocabulary else shape, dtype=torch.float32, device=parameter.device
     )
-    drawn.normal_(0.0, std, generator=_stream(_name_in_whole_model(name, model), seed=seed, device=parameter.device))
+    drawn.normal_(0.0, std, generator=_stream(name_in_whole_model(name, model), seed=seed, device=parameter.device))
     if is_vocabulary:
         drawn = torch.nn.functional.pad(drawn, (0, 0, 0, shape[0] - vocab_size))
     # Of a gated MLP each rank has a part of the gate, and then the same part of what is gated.
@@ -66,8 +66,16 @@ def _draw(parameter: Tensor, *, name: str, model: GPTModel, seed: int, vocab_siz
     parameter.copy_(torch.cat([block.chunk(num_parts, dim=_CUT[module])[rank] for block in blocks]))
 
 
-def _name_in_whole_model(name: str, model: GPTModel) -> str:
-    """The parameter's name if there were one stage; a tied output layer is the embedding."""
+def name_in_whole_model(name: str, model: GPTModel) -> str:
+    """Say how a parameter is called in a model of one stage.
+
+    Args:
+        name: Its name in the stage.
+        model: The stage.
+
+    Returns:
+        The name, in which layers are counted from the model's first one; a tied output layer is the embedding.
+    """
     if name == _OUTPUT and model.share_embeddings_and_output_weights:
         return _EMBEDDING
     return _LAYER.sub(lambda match: f"decoder.layers.{model.decoder.layers[int(match[1])].layer_number - 1}.", name)
