@@ -4,6 +4,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from json.encoder import encode_basestring
 from typing import Any, Literal, get_args
@@ -12,7 +13,7 @@ from primus.errors import ConversationError
 
 Role = Literal["system", "user", "assistant", "tool"]
 
-ROLES: tuple[str, ...] = get_args(Role)
+ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +199,29 @@ class Conversation:
                 fact: list[Any] = [m.role, m.content, calls, m.reasoning]
                 facts.append(json.dumps(fact, ensure_ascii=False, separators=(",", ":")))
             else:
-                facts.append(f'["{m.role}",{encode_basestring(m.content)},[],null]')  # the same text, sooner
-        return hashlib.blake2b(f"[{','.join(facts)}]".encode(), digest_size=16).digest()
+                facts.append(_fact_of_plain(m.role, m.content))
+        return _hash_of(facts)
+
+
+def hash_of_plain(messages: Iterable[tuple[str, str]]) -> str:
+    """What `Conversation.opening_hash` is where messages are roles and texts and there are no tools.
+
+    Args:
+        messages: Role and text of each message of the opening.
+
+    Returns:
+        The hash.
+    """
+    return _hash_of(["[]", *(_fact_of_plain(role, content) for role, content in messages)]).hex()
+
+
+def _fact_of_plain(role: str, content: str) -> str:
+    """The JSON text of a message of a role and a text, sooner than by `json.dumps`."""
+    return f'["{role}",{encode_basestring(content)},[],null]'
+
+
+def _hash_of(facts: Sequence[str]) -> bytes:
+    return hashlib.blake2b(f"[{','.join(facts)}]".encode(), digest_size=16).digest()
 
 
 def check_encodable(what: str, text: str) -> None:

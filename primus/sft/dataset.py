@@ -11,6 +11,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from primus.errors import DataError
+from primus.sft.batch_encoding import Outcome, ShardEncoder
 from primus.sft.encoding import SuperviseTurns
 from primus.sft.formatters import ConversationFormatter
 from primus.sft.ledger import TRAINED, Ledger
@@ -18,7 +19,7 @@ from primus.sft.options import BadRows, EncodingOptions
 from primus.sft.quarantine import Quarantine
 from primus.sft.recipe import Encoder
 from primus.sft.sequences import SequenceArrays, SequenceShards
-from primus.sft.shards import Outcome, ShardEncoder, shard_batches
+from primus.sft.shards import shard_batches
 from primus.sft.sources import TRAIN_SPLIT, VALIDATION_SPLIT
 from primus.sft.tokenizer import SFTTokenizer
 from primus.sft.truncation import Truncation

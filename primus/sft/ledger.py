@@ -68,6 +68,14 @@ class Ledger:
         if outcome not in _USED:
             self.origins.setdefault(outcome, []).append(origin)
 
+    def record_usual(self, outcome: str, num_rows: int) -> None:
+        """Count rows that are used, each as one conversation."""
+        assert outcome in _USED
+        if num_rows:
+            self.num_rows += num_rows
+            self.outcomes[outcome] += num_rows
+            self.num_conversations += num_rows
+
     def add(self, other: "Ledger") -> None:
         """Take in what another ledger counted, of rows that follow."""
         self.num_rows += other.num_rows
@@ -122,8 +130,8 @@ class Ledger:
         """Everything as plain data, for a JSON file."""
         return {
             "num_rows": self.num_rows,
-            "outcomes": dict(self.outcomes),
-            "origins": self.origins,
+            "outcomes": dict(sorted(self.outcomes.items())),
+            "origins": dict(sorted(self.origins.items())),
             "num_conversations": self.num_conversations,
             "num_joined": self.num_joined,
             "num_branches": self.num_branches,

@@ -3,7 +3,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from primus.sft.encoding import TracedConversation, trace_conversations
 from primus.sft.formatters import ConversationFormatter, create_formatter
 from primus.sft.options import EncodingOptions
 from primus.sft.tokenizer import SFTTokenizer, load_tokenizer
+from primus.sft.tokenizer.fast import FastTokenizer
 
 logger = logging.getLogger("primus")
 
@@ -31,6 +32,7 @@ class Recipe:
         chat_template_kwargs: Variables for the chat template.
         max_seq_length: Positions of a training sequence; None if any length will do.
         options: What is a target, and what happens to rows that do not fit.
+        loaded: The tokenizer, if it is loaded already; goes to other processes with the recipe.
     """
 
     files: tuple[Path, ...]
@@ -41,6 +43,18 @@ class Recipe:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     max_seq_length: int | None = None
     options: EncodingOptions = field(default_factory=lambda: EncodingOptions(supervise_end_of_turn=True))
+    loaded: SFTTokenizer | None = field(default=None, compare=False, repr=False)
+
+    def with_loaded(self, tokenizer: SFTTokenizer) -> "Recipe":
+        """The same recipe, for other processes that shall not load the tokenizer again.
+
+        Args:
+            tokenizer: The tokenizer of the recipe.
+
+        Returns:
+            The recipe with the tokenizer, if one of its kind can be sent to them.
+        """
+        return replace(self, loaded=tokenizer) if isinstance(tokenizer, FastTokenizer) else self
 
     def build(self) -> "Encoder":
         """The formatter and the tokenizer, loaded.
@@ -52,7 +66,7 @@ class Recipe:
             TokenizerError: If the tokenizer can't be used.
             ConfigError: If there is no such format.
         """
-        tokenizer = load_tokenizer(self.tokenizer)
+        tokenizer = self.loaded or load_tokenizer(self.tokenizer)
         formatter = create_formatter(
             self.conversation_format,
             eos_token=tokenizer.eos_token,

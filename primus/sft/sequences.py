@@ -4,7 +4,6 @@
 N: sequences. T: tokens of all of them. K: token spans of all of them. P: bytes of all origins.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from blake3 import blake3
 from typing_extensions import Self
 
 from primus.sft.encoding import EncodedConversation
@@ -38,7 +38,7 @@ class SequenceArrays:
         num_targets_N: Tokens of each sequence that are trained; its first token never is, since nothing predicts it.
         num_units_N: What each sequence adds to the divisor of the loss: its targets, its trained turns, or 1 for a
             conversation, as the normaliser says.
-        content_hashes_N16: Content hash of the conversation of each sequence, as bytes.
+        content_hashes_N16: What `text_hash` gives for the whole conversation of each sequence.
         origins_P: Where the conversations came from, UTF-8, one behind another.
         origin_bounds_N1: Where the origin of each sequence begins; shape [N + 1].
     """
@@ -94,7 +94,7 @@ class SequenceArrays:
 
         Args:
             conversations: The sequences.
-            content_hashes: The content hash of each conversation.
+            content_hashes: What `text_hash` gives for each whole conversation.
 
         Returns:
             Their arrays.
@@ -160,13 +160,13 @@ class SequenceArrays:
     def digest(self) -> str:
         """128 bits that are equal for equal sequences with equal targets, wherever they came from."""
         whole = self.concatenate([self])
-        digest = hashlib.blake2b(digest_size=16)
+        digest = blake3()
         for field in fields(self):
             if not field.name.startswith("origin"):
                 array = getattr(whole, field.name)
                 digest.update(f"{field.name} {array.shape} ".encode())
-                digest.update(array)
-        return digest.hexdigest()
+                digest.update(array.reshape(-1).view(np.uint8))
+        return digest.hexdigest(16)
 
 
 _KINDS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -180,6 +180,18 @@ _KINDS: dict[str, tuple[str, tuple[int, ...]]] = {
     "content_hashes_N16": ("u1", (16,)),
     "origins_P": ("u1", ()),
 }
+
+
+def text_hash(data: bytes) -> bytes:
+    """128 bits that are equal for conversations that are rendered to the same text.
+
+    Args:
+        data: The text in UTF-8.
+
+    Returns:
+        Its BLAKE3 hash, cut off at 16 bytes.
+    """
+    return blake3(data).digest(16)
 
 
 _NONE: Int64Array = np.zeros(0, dtype=np.int64)

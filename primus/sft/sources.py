@@ -138,5 +138,10 @@ def split_of(conversation: Conversation, *, validation_fraction: float) -> str:
         >>> split_of(single_turn("2 + 2?", "4"), validation_fraction=0.0)
         'train'
     """
-    position = int(conversation.opening_hash[:16], 16) / 2**64
+    return split_of_opening(conversation.opening_hash, validation_fraction=validation_fraction)
+
+
+def split_of_opening(opening_hash: str, *, validation_fraction: float) -> str:
+    """The side that conversations fall on which open with a hash; as `split_of`."""
+    position = int(opening_hash[:16], 16) / 2**64
     return VALIDATION_SPLIT if position < validation_fraction else TRAIN_SPLIT

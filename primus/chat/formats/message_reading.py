@@ -12,7 +12,7 @@ from primus.chat.formats.options import FUNCTION_CALL
 from primus.chat.formats.tools import calls_of_text, read_tool_calls
 from primus.chat.formats.values import canonical_json, only_field, optional_string, type_name
 from primus.chat.formats.weights import WEIGHT_FIELDS, read_weight
-from primus.chat.messages import ROLES, Message
+from primus.chat.messages import ROLES, Message, Role
 from primus.errors import ConversationError
 
 SYSTEM_FIELDS = ("system", "system_prompt")
@@ -46,7 +46,7 @@ class Dialect:
         return _FIELDS.union(self.role_fields, self.content_fields)
 
 
-OPENAI_ROLES = {**{role: role for role in ROLES}, "developer": "system", "function": "tool"}
+OPENAI_ROLES: dict[str, Role] = {**{role: role for role in ROLES}, "developer": "system", "function": "tool"}
 OPENAI = Dialect(("role",), ("content",), OPENAI_ROLES)
 _OPENAI_FIELDS = OPENAI.known_fields
 

@@ -18,7 +18,7 @@ def read_plain(row: object, origin: str, options: SourceOptions) -> Conversation
     Returns:
         What the format `openai` reads, or None for a row that has anything else in it or is not valid.
     """
-    if type(row) is not dict or len(row) != 1 or not _takes_plain(options):
+    if type(row) is not dict or len(row) != 1 or not takes_plain(options):
         return None
     items = row.get("messages")
     if type(items) is not list:
@@ -37,11 +37,19 @@ def read_plain(row: object, origin: str, options: SourceOptions) -> Conversation
             except UnicodeEncodeError:
                 return None
         is_answered = is_answered or role == "assistant"
-        messages.append(plain_message(role, content))  # type: ignore[arg-type]  # one of the four
+        messages.append(plain_message(role, content))
     return Conversation(tuple(messages), origin=origin) if is_answered else None
 
 
-def _takes_plain(options: SourceOptions) -> bool:
+def takes_plain(options: SourceOptions) -> bool:
+    """Whether rows are read in such a way that nothing has to be decided for the usual one.
+
+    Args:
+        options: How rows are read.
+
+    Returns:
+        The answer.
+    """
     return (
         options.messages_field == "messages"
         and (options.format == AUTO or options.format == "openai")  # a tuple would be built each time

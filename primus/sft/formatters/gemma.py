@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Gemma: every message as `<start_of_turn>role\ncontent<end_of_turn>\n`, trimmed, the assistant called `model`."""
 
-from primus.chat.messages import Message
+from primus.chat.messages import Role
 from primus.sft.formatters.plain_chat import PlainChatFormatter
 from primus.sft.formatters.rendered import TextBuilder
 
@@ -24,5 +24,5 @@ class GemmaFormatter(PlainChatFormatter):
         out.marker("<start_of_turn>")
         out.text("model\n" if role == "assistant" else f"{role}\n")
 
-    def _content(self, message: Message) -> str:
-        return message.content.strip()
+    def _content(self, role: Role, content: str) -> str:  # noqa: ARG002
+        return content.strip()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Llama 3: every message as `<|start_header_id|>role<|end_header_id|>\n\ncontent<|eot_id|>`, trimmed."""
 
-from primus.chat.messages import Message
+from primus.chat.messages import Role
 from primus.sft.formatters.plain_chat import PlainChatFormatter
 from primus.sft.formatters.rendered import TextBuilder
 
@@ -24,5 +24,5 @@ class Llama3Formatter(PlainChatFormatter):
         out.marker("<|end_header_id|>")
         out.text("\n\n")
 
-    def _content(self, message: Message) -> str:
-        return message.content.strip()
+    def _content(self, role: Role, content: str) -> str:  # noqa: ARG002
+        return content.strip()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mistral, version 3: `<s>[INST] user[/INST] assistant</s>`, the answers trimmed."""
 
-from primus.chat.messages import Message
+from primus.chat.messages import Role
 from primus.sft.formatters.plain_chat import PlainChatFormatter
 from primus.sft.formatters.rendered import TextBuilder
 
@@ -30,8 +30,8 @@ class MistralFormatter(PlainChatFormatter):
             out.marker("[INST]")
             out.text(" ")
 
-    def _content(self, message: Message) -> str:
-        return f" {message.content.strip()}" if message.role == "assistant" else message.content
+    def _content(self, role: Role, content: str) -> str:
+        return f" {content.strip()}" if role == "assistant" else content
 
     def _end_context(self, out: TextBuilder) -> None:
         out.marker("[/INST]")

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from primus.chat.messages import Conversation, Message
+from primus.chat.messages import ROLES, Conversation, Message
 from primus.chat.parse import parse_message, single_turn
 from primus.errors import ConversationError
+from primus.sft.formatters.flat_texts import Frame, PlainFrames
 from primus.sft.formatters.rendered import RenderedConversation, TextBatch, TextBuilder
 
 IM_START = "<|im_start|>"
@@ -40,6 +41,7 @@ class OpenAIMessagesFormatter:
     control_markers = (IM_START, IM_END)
     writes_bos = False
     is_turn_by_turn = True
+    plain_frames = PlainFrames({role: Frame(f"{IM_START}{role}\n", ((0, IM_START),), IM_END, "\n") for role in ROLES})
 
     def format_messages(self, messages: Sequence[Mapping[str, Any] | Message]) -> tuple[str, list[tuple[int, int]]]:
         r"""Render messages, and say where the assistant's words are.

@@ -6,25 +6,18 @@ release to release of one family, so it is left to the chat template that comes 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
-from primus.chat.messages import Conversation, Message
+from primus.chat.messages import Conversation, Message, Role
 from primus.errors import RenderError
+from primus.sft.formatters.flat_texts import Frame, PlainFrames
 from primus.sft.formatters.rendered import RenderedConversation, TextBatch, TextBuilder
 
 _INSTEAD = "use sft_conversation_format: template"
-
-
-class _Frame(NamedTuple):
-    """What stands around a content."""
-
-    header: str
-    markers: tuple[tuple[int, str], ...]  # place in the header, and the marker
-    end: str
 
 
 class PlainChatFormatter(ABC):
@@ -81,7 +74,7 @@ class PlainChatFormatter(ABC):
     def render_into(self, conversation: Conversation, batch: TextBatch) -> None:
         """Render a conversation beside others."""
         messages = conversation.messages
-        frames = self._frames
+        frames = self.plain_frames
         if frames is None or conversation.tools or any(m.tool_calls or m.reasoning for m in messages):
             batch.add(self.render(conversation))
             return
@@ -93,13 +86,13 @@ class PlainChatFormatter(ABC):
             batch.markers.append(0)
             batch.words.append(self.opening)
         for turn, message in enumerate(messages):
-            frame = frames[message.role]
-            content = self._content(message)
+            frame = frames.by_role[message.role]
+            content = self._content(message.role, message.content)
             start = at + len(frame.header)
             end = start + len(content)
             batch.markers += (*(at + place for place, _ in frame.markers), end)
             batch.words += (*(word for _, word in frame.markers), self.end_of_turn)
-            pieces += (frame.header, content, frame.end)
+            pieces += (frame.header, content, frame.end_of_turn, frame.behind_end)
             if message.role == "assistant":
                 weight = 1.0 if message.weight is None else message.weight
                 num_answers += 1
@@ -107,7 +100,7 @@ class PlainChatFormatter(ABC):
                 batch.turns += (turn, turn)
                 batch.is_end += (False, True)
                 batch.weights += (weight, weight)
-            at = end + len(frame.end)
+            at = end + len(frame.end_of_turn) + len(frame.behind_end)
         if self.closing:
             pieces.append(self.closing)
             batch.markers.append(at)
@@ -115,20 +108,21 @@ class PlainChatFormatter(ABC):
         batch.end_text("".join(pieces), num_markers=len(batch.markers) - num_markers, num_spans=2 * num_answers)
 
     @cached_property
-    def _frames(self) -> Mapping[str, _Frame] | None:
+    def plain_frames(self) -> PlainFrames | None:
         """What stands around the content of a turn of each role; None for a format where that is not all there is."""
         steps = ("_write", "_write_answer", "_write_context", "_end_context", "_turn_with_system")
         is_special = any(getattr(type(self), step) is not getattr(PlainChatFormatter, step) for step in steps)
         if is_special or self.system_place != "turn":
             return None
-        frames = {}
-        for role in ("system", "user", "assistant"):
+        frames: dict[Role, Frame] = {}
+        roles: tuple[Role, ...] = ("system", "user", "assistant")
+        for role in roles:
             out = TextBuilder()
             self._header(out, role)
             header = out.build()
             markers = tuple((start, header.text[start:end]) for start, end in header.markers)
-            frames[role] = _Frame(header.text, markers, f"{self.end_of_turn}{self.behind_end}")
-        return frames
+            frames[role] = Frame(header.text, markers, self.end_of_turn, self.behind_end)
+        return PlainFrames(frames, self.opening, self.closing, self._content)
 
     def render_prompt(self, conversation: Conversation, turn: int) -> RenderedConversation:
         """Render the messages before an assistant turn, as the official template does with its generation prompt.
@@ -157,9 +151,9 @@ class PlainChatFormatter(ABC):
     def _header(self, out: TextBuilder, role: str) -> None:
         """Write what stands before the content of a turn; for the assistant, the generation prompt."""
 
-    def _content(self, message: Message) -> str:
+    def _content(self, role: Role, content: str) -> str:  # noqa: ARG002
         """The content as the template renders it."""
-        return message.content
+        return content
 
     def _write(self, out: TextBuilder, messages: Sequence[Message]) -> None:
         if self.opening:
@@ -182,7 +176,7 @@ class PlainChatFormatter(ABC):
         weight = 1.0 if message.weight is None else message.weight
         with out.turn(turn):
             self._header(out, "assistant")
-            out.span(out.text(self._content(message)), kind="content", turn=turn, weight=weight)
+            out.span(out.text(self._content(message.role, message.content)), kind="content", turn=turn, weight=weight)
             out.span(out.marker(self.end_of_turn), kind="end_of_turn", turn=turn, weight=weight)
             out.text(self.behind_end)
 
@@ -196,7 +190,7 @@ class PlainChatFormatter(ABC):
                 with out.turn(0):
                     out.text(f"{system}\n\n")
                 piece.enter_context(out.turn(turn))
-            out.text(self._content(message))
+            out.text(self._content(message.role, message.content))
             self._end_context(out)
 
     def _end_context(self, out: TextBuilder) -> None:

@@ -7,7 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
+import numpy as np
+
 from primus.chat.messages import Conversation
+from primus.sft.formatters.flat_texts import FlatTexts, PlainFrames, byte_places
 
 SpanKind = Literal["content", "end_of_turn"]
 
@@ -175,6 +178,34 @@ class TextBatch:
         self.num_markers.append(num_markers)
         self.num_spans.append(num_spans)
 
+    def flat(self) -> FlatTexts:
+        """The same as flat arrays."""
+        data = [text.encode() for text in self.texts]
+        markers, edges = list(self.markers), list(self.edges)
+        marker = edge = 0
+        for text, its_bytes, num_markers, num_spans in zip(
+            self.texts, data, self.num_markers, self.num_spans, strict=True
+        ):
+            last_marker, last_edge = marker + num_markers, edge + 2 * num_spans
+            if len(its_bytes) != len(text):
+                markers[marker:last_marker] = byte_places(its_bytes, markers[marker:last_marker])
+                edges[edge:last_edge] = byte_places(its_bytes, edges[edge:last_edge])
+            marker, edge = last_marker, last_edge
+        words = {word: index for index, word in enumerate(dict.fromkeys(self.words))}
+        return FlatTexts(
+            texts=self.texts,
+            data=data,
+            markers_M=np.array(markers, dtype=np.int64),
+            words=tuple(words),
+            words_M=np.array([words[word] for word in self.words], dtype=np.int64),
+            num_markers_N=np.array(self.num_markers, dtype=np.int64),
+            edges_E=np.array(edges, dtype=np.int64),
+            turns_K=np.array(self.turns, dtype=np.int32),
+            is_end_K=np.array(self.is_end, dtype=np.bool_),
+            weights_K=np.array(self.weights, dtype=np.float32),
+            num_spans_N=np.array(self.num_spans, dtype=np.int64),
+        )
+
 
 @runtime_checkable
 class BatchFormatter(Protocol):
@@ -190,6 +221,11 @@ class BatchFormatter(Protocol):
         Raises:
             RenderError: If the format has no form for it. The message begins with the origin.
         """
+        ...
+
+    @property
+    def plain_frames(self) -> PlainFrames | None:
+        """What stands around contents, if that is all that the format does with messages of a role and a text."""
         ...
 
 

@@ -3,13 +3,14 @@
 
 from collections.abc import Mapping
 
+from primus.sft.batch_encoding import BadRow, EncodedBatch
 from primus.sft.ledger import VALIDATION, Ledger
 from primus.sft.prepared.arrays import ShardCounts, write_shard
 from primus.sft.prepared.disk import disk_errors
 from primus.sft.prepared.manifest import ShardFacts
 from primus.sft.prepared.partial import MAX_PROBLEMS, PartialFolder, ShardRecord
 from primus.sft.sequences import SequenceArrays
-from primus.sft.shards import BadRow, EncodedBatch, ShardJob
+from primus.sft.shards import ShardJob
 from primus.sft.sources import TRAIN_SPLIT, VALIDATION_SPLIT
 
 KEPT = ": it goes on behind the shards that are finished"

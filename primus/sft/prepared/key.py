@@ -14,7 +14,7 @@ from primus.sft.prepared.source_files import SourceFacts
 from primus.sft.shards import ShardJob
 from primus.sft.tokenizer import SFTTokenizer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of what is written; raised whenever the files or what stands in them change."""
 
 Facts = dict[str, Any]

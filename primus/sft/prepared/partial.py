@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from primus.errors import DataError
+from primus.sft.batch_encoding import BadRow
 from primus.sft.ledger import Ledger
 from primus.sft.prepared.disk import FileFacts, facts_of, replace_file, sync_folder
 from primus.sft.prepared.manifest import (
@@ -33,7 +34,6 @@ from primus.sft.prepared.manifest import (
 )
 from primus.sft.prepared.source_files import Stamp
 from primus.sft.quarantine import quarantine_line
-from primus.sft.shards import BadRow
 from primus.sft.sources import TRAIN_SPLIT, VALIDATION_SPLIT
 from primus.sft.workers import num_cores
 

@@ -9,13 +9,14 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
 from primus.chat.conversations import ConversationBatch
 from primus.errors import DataError
+from primus.sft.batch_encoding import EncodedBatch
 from primus.sft.dataset import fingerprint_of, listed_problems
 from primus.sft.ledger import Ledger
 from primus.sft.prepared.cache import prepared_folder
@@ -39,7 +40,7 @@ from primus.sft.prepared.source_files import (
     refuse_changed,
 )
 from primus.sft.recipe import Encoder
-from primus.sft.shards import EncodedBatch, ShardJob, shard_batches
+from primus.sft.shards import ShardJob, shard_batches
 from primus.sft.workers import map_batches
 
 BYTES_PER_WORKER = 32 << 20
@@ -265,7 +266,8 @@ class _Preparation:
         num_workers = min(num_workers, 1 + num_bytes // BYTES_PER_WORKER)
         if num_workers == 1:
             return map(self._plan.job.build(self._plan.encoder).encode, batches)
-        return map_batches(self._plan.job, batches, num_workers=num_workers)
+        job = replace(self._plan.job, recipe=self._plan.job.recipe.with_loaded(self._plan.encoder.tokenizer))
+        return map_batches(job, batches, num_workers=num_workers)
 
 
 def finish(

@@ -21,6 +21,7 @@ from typing import Any
 
 from primus.chat.conversations import SourceOptions, read_batches
 from primus.errors import ConfigError, DataError, PrimusError
+from primus.sft.batch_encoding import ShardEncoder
 from primus.sft.prepared.collected import CollectedShard
 from primus.sft.prepared.disk import disk_errors
 from primus.sft.prepared.manifest import Manifest
@@ -28,7 +29,7 @@ from primus.sft.prepared.partial import PartialFolder
 from primus.sft.prepared.planning import Plan, plan_preparation
 from primus.sft.prepared.preparation import Progress, finish, prepare_by
 from primus.sft.prepared.source_files import SourceFacts, check_sources, describe_sources
-from primus.sft.shards import ShardEncoder, ShardJob, file_groups, number_shards
+from primus.sft.shards import ShardJob, file_groups, number_shards
 
 LOCAL = "local"
 """The address that starts a cluster of this machine alone."""

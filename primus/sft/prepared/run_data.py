@@ -6,10 +6,11 @@ from pathlib import Path
 
 from primus.config.schema import DataKeys, DataSource
 from primus.errors import ConfigError
+from primus.sft.batch_encoding import Outcome
 from primus.sft.ledger import TRAINED, VALIDATION
 from primus.sft.options import build_options
 from primus.sft.recipe import Recipe
-from primus.sft.shards import Outcome, ShardJob
+from primus.sft.shards import ShardJob
 from primus.sft.sources import TRAIN_SPLIT, VALIDATION_SPLIT, require_folder, resolve_files
 
 

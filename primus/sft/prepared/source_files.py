@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What stands in the files that a data set is made from, by content and not by date."""
 
-import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from blake3 import blake3
 
 from primus.chat.reading import STDIN, read_row_batches
 from primus.errors import DataError
@@ -24,7 +25,7 @@ class SourceFacts:
     Attributes:
         name: The file as it was named; the origins of sequences begin with it.
         num_bytes: Its size.
-        digest: SHA-256 of the hashes of its pieces of 16 MiB.
+        digest: BLAKE3 hash of the hashes of its pieces of 16 MiB.
     """
 
     name: str
@@ -118,7 +119,7 @@ def describe_sources(files: Sequence[Path]) -> list[SourceFacts]:
         ]
         with ThreadPoolExecutor(num_cores()) as threads:
             digests = threads.map(_digest_of_piece, *zip(*pieces, strict=True)) if pieces else iter(())
-            joined = {file: hashlib.sha256() for file in files}
+            joined = {file: blake3() for file in files}
             for (file, _), digest in zip(pieces, digests, strict=True):
                 joined[file].update(digest)
     except OSError as exc:
@@ -127,7 +128,7 @@ def describe_sources(files: Sequence[Path]) -> list[SourceFacts]:
 
 
 def _digest_of_piece(file: Path, start: int) -> bytes:
-    digest = hashlib.sha256()
+    digest = blake3()
     with file.open("rb", buffering=0) as content:
         content.seek(start)
         rest = _PIECE_BYTES

@@ -21,6 +21,7 @@ from primus.chat.reading.byte_streams import STDIN
 from primus.chat.reading.hub import hub_name
 from primus.errors import DataError
 from primus.sft.assembly import Assembler
+from primus.sft.batch_encoding import EncodedBatch, ShardEncoder
 from primus.sft.dataset import listed_problems
 from primus.sft.ledger import Ledger
 from primus.sft.masking import PackedTargets
@@ -31,7 +32,6 @@ from primus.sft.prepared.disk import disk_errors
 from primus.sft.prepared.manifest import ledger_from
 from primus.sft.quarantine import quarantine_line
 from primus.sft.sequences import Int64Array, SequenceArrays, SequenceShards, bounds_of
-from primus.sft.shards import EncodedBatch, ShardEncoder
 from primus.sft.streaming.packing import PACKING_BUFFER, packer_for
 from primus.sft.streaming.reading import SequenceReader, StreamedSequence
 from primus.sft.streaming.shuffling import ShuffleBuffer

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from primus.chat.conversations import ConversationBatch, Reading, SourceOptions, read_batches
 from primus.chat.reading import Row, RowBatch
 from primus.errors import DataError
+from primus.sft.batch_encoding import EncodedBatch, ShardEncoder
 from primus.sft.sequences import SequenceArrays
-from primus.sft.shards import EncodedBatch, ShardEncoder
 from primus.sft.sources import TRAIN_SPLIT
 
 

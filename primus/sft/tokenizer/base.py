@@ -18,7 +18,7 @@ import numpy.typing as npt
 from primus.errors import TokenizerError
 
 if TYPE_CHECKING:
-    from primus.sft.formatters.rendered import TextBatch
+    from primus.sft.formatters.flat_texts import FlatTexts
     from primus.sft.tokenizer.token_edges import FlatTokens
 
 IntArray = npt.NDArray[np.int64]
@@ -205,7 +205,7 @@ class SFTTokenizer(ABC):
         """
         return [None] * len(texts)
 
-    def encode_flat(self, batch: "TextBatch") -> "FlatTokens | None":  # noqa: ARG002
+    def encode_flat(self, batch: "FlatTexts") -> "FlatTokens | None":  # noqa: ARG002
         """The tokens of many texts and of their spans, as flat arrays.
 
         Args:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders
 
-from primus.sft.formatters.rendered import TextBatch
+from primus.sft.formatters.flat_texts import FlatTexts
 from primus.sft.tokenizer import shield
 from primus.sft.tokenizer.base import (
     Control,
@@ -58,6 +58,7 @@ class FastTokenizer(SFTTokenizer):
     ) -> None:
         self.name = name
         self._pipeline = pipeline
+        self._special = (bos_token, eos_token, pad_token, tuple(extra_control_tokens))
         self._official = official = Tokenizer.from_str(pipeline)
         official.no_truncation()
         official.no_padding()
@@ -65,7 +66,7 @@ class FastTokenizer(SFTTokenizer):
         # A post-processor adds special tokens, which is decided elsewhere, and trims whitespace from offsets, which
         # loses where a token begins.
         official.post_processor = None
-        special = {token for token in (bos_token, eos_token, pad_token, *extra_control_tokens) if token}
+        special = {token for token in (bos_token, eos_token, pad_token, *self._special[3]) if token}
         added = official.get_added_tokens_decoder()
         self.control_tokens = {
             token.content: token_id
@@ -93,6 +94,11 @@ class FastTokenizer(SFTTokenizer):
         self._continuations: dict[int, Tokenizer] = {}
         facts = repr((sorted(self.control_tokens.items()), self.bos_id, self.eos_id, self.pad_id))
         self.fingerprint = hashlib.blake2b((pipeline + facts).encode(), digest_size=16).hexdigest()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What another process builds the same from, sooner than from a folder of `transformers`."""
+        others = {name: dict(getattr(self, name)) for name in ("chat_templates", "special_tokens")}
+        return _rebuilt, (self._pipeline, self.name, *self._special, others)
 
     @cached_property
     def _token_bytes(self) -> list[bytes] | None:
@@ -164,7 +170,7 @@ class FastTokenizer(SFTTokenizer):
         ids_T, first_N = self._engine.encode_all([marked.text for marked in texts])
         return encode_plain_texts(texts, ids_T.astype(np.int64), first_N, vocabulary=self._byte_vocabulary)
 
-    def encode_flat(self, batch: TextBatch) -> FlatTokens | None:
+    def encode_flat(self, batch: FlatTexts) -> FlatTokens | None:
         """The tokens of many texts and of their spans, from the fast engine."""
         if self._token_bytes is None or self._token_words is None:
             return None
@@ -287,6 +293,23 @@ class FastTokenizer(SFTTokenizer):
     @cached_property
     def _json(self) -> dict[str, Any]:
         return shield.plain_pipeline(json.loads(self._pipeline))
+
+
+def _rebuilt(
+    pipeline: str,
+    name: str,
+    bos_token: str | None,
+    eos_token: str | None,
+    pad_token: str | None,
+    extra_control_tokens: tuple[str, ...],
+    others: Mapping[str, Mapping[str, str]],
+) -> FastTokenizer:
+    tokenizer = FastTokenizer(
+        pipeline, name=name, bos_token=bos_token, eos_token=eos_token, pad_token=pad_token,
+        extra_control_tokens=extra_control_tokens,
+    )  # fmt: skip
+    tokenizer.chat_templates, tokenizer.special_tokens = others["chat_templates"], others["special_tokens"]
+    return tokenizer
 
 
 def _token_bytes(vocab: Mapping[str, int], added: Container[int]) -> list[bytes]:

@@ -6,16 +6,18 @@ N: texts. T: tokens of all texts. E: edges of the spans of all texts. M: markers
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from primus.sft.formatters.rendered import TextBatch
+from primus.sft.formatters.flat_texts import FlatTexts
 from primus.sft.tokenizer.base import IntArray
 from primus.sft.tokenizer.flat import VocabularyTables
 
 Int32Array = npt.NDArray[np.int32]
 BoolArray = npt.NDArray[np.bool_]
+_NONE: IntArray = np.zeros(0, dtype=np.int64)
 _WORD = 8
 # Which bits of a word are those of its first bytes, by their number.
 _MASKS = np.array([(1 << (8 * num)) - 1 for num in range(_WORD + 1)], dtype="<u8")
@@ -49,41 +51,56 @@ class TokenWords(VocabularyTables):
         self._words = np.frombuffer(b"".join([*padded, bytes(_WORD)]), dtype="<u8")
         self._at_V = np.cumsum(num_words_V) - num_words_V
         self._first_words_V = self._words[self._at_V]
+        self._first_masks_V = _MASKS[np.minimum(self.num_bytes_V, _WORD)]
+        # The table that is read for every token, as small as it can be.
+        self.small_num_bytes_V = self.num_bytes_V.astype(np.min_scalar_type(self.num_bytes_V.max(initial=0)))
+        self._first_control = min(control_tokens.values(), default=len(token_bytes))
 
-    def are_at(self, ids_T: Int32Array, starts_T: IntArray, bytes_B: npt.NDArray[np.uint8]) -> BoolArray:
-        """Whether the bytes of ids stand at places.
+    def control_tokens_in(self, ids_T: IntArray) -> IntArray:
+        """Which of ids are control tokens, as indices."""
+        # Most vocabularies have them behind all others.
+        at_C = np.flatnonzero(ids_T >= self._first_control)
+        return at_C[self.is_control_V[ids_T[at_C]]]
+
+    def are_not_at(
+        self, ids_T: IntArray, num_bytes_T: npt.NDArray[Any], starts_T: IntArray, bytes_B: npt.NDArray[np.uint8]
+    ) -> IntArray:
+        """Which of ids have other bytes than there are at places.
 
         Args:
             ids_T: The ids.
+            num_bytes_T: How many bytes each has.
             starts_T: The place of the first byte of each.
             bytes_B: The bytes, with eight more behind them.
 
         Returns:
-            The answer for each id; False for one without bytes.
+            Their indices; those without bytes are among them.
         """
         last = len(bytes_B) - _WORD
         # A word may begin at any byte, so the words overlap.
         words_B = np.ndarray(last + 1, dtype="<u8", buffer=bytes_B, strides=(1,))
-        num_bytes_T = self.num_bytes_V[ids_T]
-        differ_T = words_B[starts_T]
-        differ_T ^= self._first_words_V[ids_T]
-        differ_T &= _MASKS[np.minimum(num_bytes_T, _WORD)]
-        is_there_T: BoolArray = differ_T == 0
+        differ_T = words_B.take(starts_T)
+        differ_T ^= self._first_words_V.take(ids_T)
+        differ_T &= self._first_masks_V.take(ids_T)
+        different: list[IntArray] = []
+        if differ_T.any():
+            different.append(np.flatnonzero(differ_T))
         if not num_bytes_T.all():
-            is_there_T &= num_bytes_T > 0
+            different.append(np.flatnonzero(num_bytes_T == 0))
         long_L = np.flatnonzero(num_bytes_T > _WORD)
         done = _WORD
         while len(long_L):
-            rest_L = np.minimum(num_bytes_T[long_L] - done, _WORD)
+            ids_L = ids_T[long_L]
+            rest_L = np.minimum(self.num_bytes_V[ids_L] - done, _WORD)
             words_L = words_B[np.minimum(starts_T[long_L] + done, last)]
-            wanted_L = self._words[self._at_V[ids_T[long_L]] + done // _WORD]
-            is_there_T[long_L] &= (words_L ^ wanted_L) & _MASKS[rest_L] == 0
+            wanted_L = self._words[self._at_V[ids_L] + done // _WORD]
+            different.append(long_L[(words_L ^ wanted_L) & _MASKS[rest_L] != 0])
             done += _WORD
             long_L = long_L[num_bytes_T[long_L] > done]
-        return is_there_T
+        return np.concatenate(different) if different else _NONE
 
 
-def find_spans(batch: TextBatch, ids_T: Int32Array, token_bounds_N1: IntArray, *, words: TokenWords) -> FlatTokens:
+def find_spans(batch: FlatTexts, ids_T: Int32Array, token_bounds_N1: IntArray, *, words: TokenWords) -> FlatTokens:
     """Find the tokens of the spans of texts whose ids are there.
 
     Args:
@@ -95,31 +112,28 @@ def find_spans(batch: TextBatch, ids_T: Int32Array, token_bounds_N1: IntArray, *
     Returns:
         The tokens, with what is found of them.
     """
-    data = [text.encode() for text in batch.texts]
-    bytes_B = np.frombuffer(b"".join([*data, bytes(_WORD)]), dtype=np.uint8)
-    byte_bounds_N1 = _bounds([len(part) for part in data])
-    starts_T1, is_exact_N = _places(ids_T, token_bounds_N1, byte_bounds_N1, words=words)
+    bytes_B = np.frombuffer(b"".join([*batch.data, bytes(_WORD)]), dtype=np.uint8)
+    byte_bounds_N1 = _bounds([len(part) for part in batch.data])
+    places_T = ids_T.astype(np.intp)  # what tables are asked with
+    num_bytes_T = words.small_num_bytes_V.take(places_T)
+    starts_T1, is_exact_N = _places(num_bytes_T, token_bounds_N1, byte_bounds_N1)
     starts_T = starts_T1[:-1]
-    is_there_T = words.are_at(ids_T, starts_T, bytes_B)
-    if not is_there_T.all():
-        is_exact_N[_text_of(np.flatnonzero(~is_there_T), token_bounds_N1)] = False
-    char_bounds_N1 = _bounds([len(text) for text in batch.texts])
-    num_edges_N = 2 * np.array(batch.num_spans, dtype=np.int64)
-    edges_E = np.array(batch.edges, dtype=np.int64) + np.repeat(char_bounds_N1[:-1], num_edges_N)
-    markers_M = np.array(batch.markers, dtype=np.int64) + np.repeat(char_bounds_N1[:-1], batch.num_markers)
-    if char_bounds_N1[-1] != byte_bounds_N1[-1]:
-        # The first of the bytes behind the texts stands for the end of the last one.
-        byte_of_char = np.flatnonzero((bytes_B[: 1 - _WORD] & 0xC0) != 0x80)
-        edges_E, markers_M = byte_of_char[edges_E], byte_of_char[markers_M]
-    wanted_M = np.array([words.control_tokens.get(word, -1) for word in batch.words], dtype=np.int64)
-    markers_M, wanted_M = markers_M[wanted_M >= 0], wanted_M[wanted_M >= 0]
-    control_C = np.flatnonzero(words.is_control_V[ids_T])
-    found_C, ids_C = starts_T[control_C], ids_T[control_C]
+    different = words.are_not_at(places_T, num_bytes_T, starts_T, bytes_B)
+    if len(different):
+        is_exact_N[_text_of(different, token_bounds_N1)] = False
+    edges_E = batch.edges_E + np.repeat(byte_bounds_N1[:-1], 2 * batch.num_spans_N)
+    markers_M = batch.markers_M + np.repeat(byte_bounds_N1[:-1], batch.num_markers_N)
+    ids_of_words = np.array([words.control_tokens.get(word, -1) for word in batch.words], dtype=np.int64)
+    wanted_M = ids_of_words[batch.words_M]
+    if (ids_of_words < 0).any():
+        markers_M, wanted_M = markers_M[wanted_M >= 0], wanted_M[wanted_M >= 0]
+    control_C = words.control_tokens_in(places_T)
+    found_C, ids_C = starts_T[control_C], places_T[control_C]
     if not (np.array_equal(found_C, markers_M) and np.array_equal(ids_C, wanted_M)):
         is_exact_N &= ~_differ(found_C, ids_C, markers_M, wanted_M, byte_bounds_N1)
     token_E = np.searchsorted(starts_T, edges_E)
     is_crossed_E = starts_T1[token_E] != edges_E
-    text_of_E = np.repeat(np.arange(len(data)), num_edges_N)
+    text_of_E = np.repeat(np.arange(len(batch.data)), 2 * batch.num_spans_N)
     is_exact_N[text_of_E[is_crossed_E]] = False
     return FlatTokens(
         ids_T, token_bounds_N1, (token_E - token_bounds_N1[text_of_E]).reshape(-1, 2), is_exact_N=is_exact_N
@@ -127,14 +141,14 @@ def find_spans(batch: TextBatch, ids_T: Int32Array, token_bounds_N1: IntArray, *
 
 
 def _places(
-    ids_T: Int32Array, token_bounds_N1: IntArray, byte_bounds_N1: IntArray, *, words: TokenWords
+    num_bytes_T: npt.NDArray[Any], token_bounds_N1: IntArray, byte_bounds_N1: IntArray
 ) -> tuple[IntArray, BoolArray]:
     """The place of the first byte of each token, with the end of all texts behind, and which texts have as many bytes.
 
     The places never decrease: all tokens of a text that has another number of bytes are put at its beginning.
     """
-    starts_T1 = np.zeros(len(ids_T) + 1, dtype=np.int64)
-    np.cumsum(words.num_bytes_V[ids_T], out=starts_T1[1:])
+    starts_T1 = np.zeros(len(num_bytes_T) + 1, dtype=np.int64)
+    np.cumsum(num_bytes_T, dtype=np.int64, out=starts_T1[1:])
     is_exact_N = np.diff(starts_T1[token_bounds_N1]) == np.diff(byte_bounds_N1)
     if not is_exact_N.all():
         num_tokens_N = np.diff(token_bounds_N1)
@@ -146,7 +160,7 @@ def _places(
 
 
 def _differ(
-    found_C: IntArray, ids_C: Int32Array, markers_M: IntArray, wanted_M: IntArray, byte_bounds_N1: IntArray
+    found_C: IntArray, ids_C: IntArray, markers_M: IntArray, wanted_M: IntArray, byte_bounds_N1: IntArray
 ) -> BoolArray:
     """Which texts have other control tokens than they should."""
     found_N1, wanted_N1 = np.searchsorted(found_C, byte_bounds_N1), np.searchsorted(markers_M, byte_bounds_N1)

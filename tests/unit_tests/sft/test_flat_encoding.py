@@ -17,12 +17,13 @@ from primus.chat.conversations import ConversationBatch, SourceOptions
 from primus.chat.messages import Conversation, Message, ToolCall
 from primus.chat.reading import RowBatch
 from primus.errors import ConversationError, EngineError
+from primus.sft.batch_encoding import EncodedBatch, ShardEncoder
 from primus.sft.flat_encoding import encode_conversations
 from primus.sft.formatters import ConversationFormatter, create_formatter
 from primus.sft.options import EncodingOptions
 from primus.sft.recipe import Encoder
-from primus.sft.sequences import SequenceArrays
-from primus.sft.shards import EncodedBatch, ShardEncoder, file_groups, shard_batches
+from primus.sft.sequences import SequenceArrays, text_hash
+from primus.sft.shards import file_groups, shard_batches
 from primus.sft.tokenizer import SFTTokenizer, fast, load_tokenizer
 from primus.sft.weighting import TurnSchedule
 from tests.unit_tests.sft.conftest import byte_level
@@ -90,7 +91,8 @@ def assert_equal_to_tracing(conversations: Sequence[Conversation], encoder: Enco
         assert got.origin == traced.encoded.origin
         if n in flat.rows:
             assert flat.arrays.num_targets_N[flat.rows[n]] == traced.encoded.num_targets
-            assert bytes(flat.arrays.content_hashes_N16[flat.rows[n]]).hex() == conversations[n].content_hash
+            text = encoder.formatter.render(conversations[n]).text
+            assert bytes(flat.arrays.content_hashes_N16[flat.rows[n]]) == text_hash(text.encode())
     return len(flat.rows)
 
 

@@ -13,13 +13,14 @@ from primus.backends.megatron.core.datasets.settings import DatasetSettings, loa
 from primus.backends.megatron.core.datasets.sft_dataset import SFTDataset, refuse_empty, warn_about_leakage
 from primus.backends.megatron.core.datasets.training_sequences import Source
 from primus.config.schema import DataSource, TrainConfig, TrainerConfig
+from primus.sft.batch_encoding import ShardEncoder
 from primus.sft.ledger import STREAMED
 from primus.sft.options import build_options
 from primus.sft.prepared import Progress, cache_dir_of, jobs_of_run, open_prepared, prepare_or_wait
 from primus.sft.prepared.key import canonical, key_facts
 from primus.sft.prepared.manifest import QUARANTINE
 from primus.sft.recipe import Encoder
-from primus.sft.shards import ShardEncoder, ShardJob
+from primus.sft.shards import ShardJob
 from primus.sft.sources import TRAIN_SPLIT, VALIDATION_SPLIT, names_of_sources
 from primus.sft.streaming import StreamingDataset
 from primus.sft.tokenizer import SFTTokenizer

@@ -108,8 +108,8 @@ def test_a_manifest_that_contradicts_itself_is_found(prepared: Path) -> None:
 def test_another_version_and_another_folder_are_refused(prepared: Path, tmp_path: Path) -> None:
     document = json.loads((prepared / "manifest.json").read_text())
     del document["seal"]
-    write_sealed(prepared / "manifest.json", {**document, "facts": {**document["facts"], "format_version": 2}})
-    with pytest.raises(DataError, match="format version 2 can't be read, only 1"):
+    write_sealed(prepared / "manifest.json", {**document, "facts": {**document["facts"], "format_version": 1}})
+    with pytest.raises(DataError, match="format version 1 can't be read, only 2"):
         open_prepared(prepared)
     for check in (open_prepared, verify):
         with pytest.raises(DataError, match=r"is not a prepared data set \(it has no manifest.json\)"):

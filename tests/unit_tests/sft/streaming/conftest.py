@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from primus.chat.conversations import ConversationBatch
+from primus.sft.batch_encoding import EncodedBatch, ShardEncoder
 from primus.sft.formatters import OpenAIMessagesFormatter
 from primus.sft.options import BadRows, EncodingOptions
 from primus.sft.recipe import Encoder
-from primus.sft.shards import EncodedBatch, ShardEncoder
 from primus.sft.streaming import StreamedBatch, StreamingDataset
 from primus.sft.tokenizer import SFTTokenizer
 

@@ -147,7 +147,7 @@ from itertools import islice
 from pathlib import Path
 from primus.sft.options import EncodingOptions
 from primus.sft.recipe import Recipe
-from primus.sft.shards import ShardEncoder
+from primus.sft.batch_encoding import ShardEncoder
 from primus.sft.streaming import StreamingDataset
 
 tokenizer, *files = sys.argv[1:]

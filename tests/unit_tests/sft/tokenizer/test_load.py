@@ -2,6 +2,7 @@
 """Every way to name a tokenizer, and every way to name one wrongly."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -241,3 +242,16 @@ def test_a_token_that_swallows_whitespace_gives_back_what_belongs_to_a_turn(toke
     start, end = spans[0]
     inside = (encoding.offsets_T2[:, 0] >= start) & (encoding.offsets_T2[:, 0] < end)
     assert tokenizer.decode(encoding.ids_T[inside]) == " padded \n"
+
+
+def test_a_tokenizer_goes_to_another_process_as_it_is(tokenizer_folder: Path) -> None:
+    tokenizer = load_tokenizer(tokenizer_folder)
+    tokenizer.chat_templates = {"default": "{{ messages }}"}
+    sent = pickle.loads(pickle.dumps(tokenizer))
+    names = ("name", "fingerprint", "bos_id", "eos_id", "pad_id", "adds_bos", "control_tokens", "vocab_size",
+             "chat_templates", "special_tokens")  # fmt: skip
+    assert {name: getattr(sent, name) for name in names} == {name: getattr(tokenizer, name) for name in names}
+    text = "<|im_start|>user\nHi né<|im_end|>"
+    assert (
+        sent.encode(text, markers=[(0, 12)]).ids_T.tolist() == tokenizer.encode(text, markers=[(0, 12)]).ids_T.tolist()
+    )
