@@ -92,9 +92,10 @@ def joined_processes(process: Process, trainer: TrainerConfig) -> Iterator[None]
         if process.device.type == "cpu":
             stack.enter_context(megatron_on_cpu())
         else:
-            # Before the GPU is used: its queue then keeps the order in which kernels were asked for, which Megatron's
-            # overlap of tensor-parallel communication with computation relies on.
-            os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+            if trainer.tensor_model_parallel_size > 1:
+                # Before the GPU is used: its queue then keeps the order in which kernels were asked for, which
+                # Megatron's overlap of tensor-parallel communication with computation relies on.
+                os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
             torch.cuda.set_device(process.device)
         _connect(process, timeout=timedelta(minutes=trainer.distributed_timeout_minutes))
         stack.callback(torch.distributed.destroy_process_group)

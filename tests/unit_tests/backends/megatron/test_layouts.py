@@ -47,7 +47,10 @@ VARIANTS: dict[str, tuple[Keys, Sequence[str]]] = {
     "tied, distributed optimizer": ({**TIED, **DISTRIBUTED}, ("dp2", "pp2", "pp2 vpp2")),
     "overlapped": (OVERLAPPED, ("dp2", "tp2 sp", "pp2", "pp2 vpp2")),
     "recomputed": (RECOMPUTED, ("tp2 sp", "pp2 vpp2")),
+    "one micro-batch": ({"micro_batch_size": 8}, ("tp2", "pp2")),
+    "any width": ({"sft_pad_to_multiple_of": 1}, ("tp2 sp", "pp2")),
 }
+DROPPING_OUT = ("tp2", "tp2 sp", "pp2 vpp2")
 
 pytestmark = pytest.mark.slow
 
@@ -122,6 +125,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs.append((str(folder / "short"), "train", packed))
     jobs.append((str(folder / "tied"), "train", {**packed, **TIED}))
     jobs.append((str(folder / "bf16"), "train", {**SHORT, "bf16": True}))
+    jobs.append((str(folder / "no dropout"), "train", SHORT))
     run_ranks(1, jobs)
     return folder
 
@@ -143,6 +147,9 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for layout in layouts:
             packed = {**SHORT, **LAYOUTS[layout], **added, "sft_packing": "best_fit"}
             jobs.append((str(folder / variant / layout), "train", packed))
+    for layout in DROPPING_OUT:
+        dropout = {"hidden_dropout": 0.2, "attention_dropout": 0.2, **RECOMPUTED}
+        jobs.append((str(folder / "dropout" / layout), "train", {**SHORT, **LAYOUTS[layout], **dropout}))
     jobs.append((str(folder / "trap"), "gradients by batched messages", {**PP2_VPP2, "sft_packing": "best_fit"}))
     run_ranks(2, jobs)
     return folder
@@ -150,7 +157,8 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_weights_of_a_seed_are_the_same_in_every_layout(single: Path, two_ranks: Path, layout: str) -> None:
-    expected, seen = load(single / "weights", 0), set()
+    expected = load(single / "weights", 0)
+    seen: set[str] = set()
     for rank in range(2):
         found = load(two_ranks / "weights" / layout, rank)
         seen |= found.keys()
@@ -199,6 +207,13 @@ def test_bfloat16_runs_are_as_close_as_bfloat16_is(single: Path, two_ranks: Path
     assert read(two_ranks / "bf16" / layout, "batch_hash") == read(single / "bf16", "batch_hash")
 
 
+@pytest.mark.parametrize("layout", DROPPING_OUT)
+def test_dropout_runs_and_learns_in_every_layout(single: Path, two_ranks: Path, layout: str) -> None:
+    without, losses = (read(folder, "lm_loss") for folder in (single / "no dropout", two_ranks / "dropout" / layout))
+    assert losses == pytest.approx(without, abs=0.5)
+    assert losses != pytest.approx(without, abs=1e-3)
+
+
 def test_messages_between_two_stages_are_not_mixed_up(single: Path, two_ranks: Path) -> None:
     # As Megatron sends by default, activations and gradients are taken for each other without an error. This is what
     # the tests above would not let pass.
@@ -216,8 +231,14 @@ def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for layout, keys in LARGER_LAYOUTS.items()
         for packing in PACKINGS
     ]
+    tied = {**SHORT, **TIED, **DISTRIBUTED, **TP2_SP, **PP2, "sft_packing": "best_fit"}
+    jobs.append((str(folder / "tied"), "train", tied))
     run_ranks(4, jobs)
     return folder
+
+
+def test_four_ranks_share_tied_embeddings(single: Path, four_ranks: Path) -> None:
+    assert_trains_the_same(four_ranks / "tied", single / "tied")
 
 
 @pytest.mark.parametrize("packing", PACKINGS)

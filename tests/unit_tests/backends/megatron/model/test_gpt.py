@@ -63,6 +63,26 @@ def test_a_micro_batch_without_targets_has_gradients_of_zero(tiny: ModuleType, t
     assert all(not parameter.main_grad.any() for parameter in model.parameters())
 
 
+@pytest.mark.usefixtures("joined")
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_that_stand_for_no_token_have_no_part_in_the_loss(tiny: ModuleType, tmp_path: Path, tied: bool) -> None:
+    trainer = tiny.tiny_config(tmp_path, untie_embeddings_and_output_weights=not tied).trainer
+    input_ids_BS, labels_N = torch.arange(20).reshape(2, 10), torch.arange(20) * 3
+    losses = []
+    for num_rows in (61, 64, 128):
+        (model,) = build_model(trainer, padded_vocab_size=num_rows, device=CPU, vocab_size=61)
+        model.zero_grad_buffer()
+        losses_N = model(input_ids_BS, None, None, labels_N=labels_N, target_positions_N=torch.arange(20))
+        losses_N.sum().backward()
+        losses.append(losses_N.detach())
+        for name, parameter in model.module.named_parameters():
+            if "embedding" in name or "output_layer" in name:
+                assert parameter.main_grad[:61].any()
+                assert not parameter.main_grad[61:].any()
+    torch.testing.assert_close(losses[1], losses[0])
+    torch.testing.assert_close(losses[2], losses[0])
+
+
 def test_the_vocabulary_is_the_tokenizers_rounded_up(tiny: ModuleType, tmp_path: Path) -> None:
     vocabulary = build_vocabulary(tiny.tiny_config(tmp_path).trainer, tokenizer="tiny", num_ids=61)
     assert (vocabulary.used, vocabulary.padded) == (61, 64)
