@@ -14,7 +14,7 @@ In the order a run passes through them:
     evaluation      mean loss per supervised token over the validation split
     checkpoint/     save and load the weights and the optimizer, and the folder around them
     blame           which conversations have a loss that is no number
-    reporting/      metrics.jsonl, TensorBoard, W&B, the loss curve and the page of a run, and what a person sees meanwhile
+    reporting/      metrics.jsonl, TensorBoard, W&B, the page of a run, and what a person sees meanwhile
     determinism     the same bits every time, also on a GPU
     stopping        a signal stops all ranks after the same step
     training_run    the steps of a run, in this process
