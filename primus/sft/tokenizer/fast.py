@@ -237,7 +237,8 @@ class FastTokenizer(SFTTokenizer):
         )
 
     def _reference_ids(self, text: str) -> list[int]:
-        ids: list[int] = self._official.encode(text, add_special_tokens=False).ids
+        [encoding] = self._official.encode_batch_fast([text], add_special_tokens=False)  # without offsets
+        ids: list[int] = encoding.ids
         return ids
 
     def _encode_continuation(self, text: str) -> tuple[IntArray, IntArray]:

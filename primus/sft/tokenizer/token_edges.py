@@ -19,6 +19,9 @@ Int32Array = npt.NDArray[np.int32]
 BoolArray = npt.NDArray[np.bool_]
 _NONE: IntArray = np.zeros(0, dtype=np.int64)
 _WORD = 8
+_ONE, _MOST_BITS = np.uint64(1), np.uint64(63)
+# So many tokens at once that what is computed of them stays in the processor's cache.
+_AT_ONCE = 8192
 # Which bits of a word are those of its first bytes, by their number.
 _MASKS = np.array([(1 << (8 * num)) - 1 for num in range(_WORD + 1)], dtype="<u8")
 
@@ -71,33 +74,70 @@ class TokenWords(VocabularyTables):
             ids_T: The ids.
             num_bytes_T: How many bytes each has.
             starts_T: The place of the first byte of each.
-            bytes_B: The bytes, with eight more behind them.
+            bytes_B: The bytes, with sixteen more behind them.
 
         Returns:
             Their indices; those without bytes are among them.
         """
-        last = len(bytes_B) - _WORD
-        # A word may begin at any byte, so the words overlap.
-        words_B = np.ndarray(last + 1, dtype="<u8", buffer=bytes_B, strides=(1,))
-        differ_T = words_B.take(starts_T)
-        differ_T ^= self._first_words_V.take(ids_T)
-        differ_T &= self._first_masks_V.take(ids_T)
-        different: list[IntArray] = []
-        if differ_T.any():
-            different.append(np.flatnonzero(differ_T))
-        if not num_bytes_T.all():
-            different.append(np.flatnonzero(num_bytes_T == 0))
+        words = bytes_B[: len(bytes_B) // _WORD * _WORD].view("<u8")
+        different = [self._without(ids_T, num_bytes_T), self._longer(ids_T, num_bytes_T, starts_T, words)]
+        for first in range(0, len(ids_T), _AT_ONCE):
+            ids_P = ids_T[first : first + _AT_ONCE]
+            differ_P = _words_at(words, starts_T[first : first + _AT_ONCE])
+            differ_P ^= self._first_words_V.take(ids_P)
+            differ_P &= self._first_masks_V.take(ids_P)
+            if differ_P.any():
+                different.append(first + np.flatnonzero(differ_P))
+        return np.concatenate(different)
+
+    def _without(self, ids_T: IntArray, num_bytes_T: npt.NDArray[Any]) -> IntArray:
+        """Which ids have no bytes."""
+        return _NONE if num_bytes_T.all() else np.flatnonzero(self.num_bytes_V[ids_T] == 0)
+
+    def _longer(
+        self, ids_T: IntArray, num_bytes_T: npt.NDArray[Any], starts_T: IntArray, words: npt.NDArray[np.uint64]
+    ) -> IntArray:
+        """Which ids differ behind their first word."""
         long_L = np.flatnonzero(num_bytes_T > _WORD)
-        done = _WORD
-        while len(long_L):
-            ids_L = ids_T[long_L]
-            rest_L = np.minimum(self.num_bytes_V[ids_L] - done, _WORD)
-            words_L = words_B[np.minimum(starts_T[long_L] + done, last)]
-            wanted_L = self._words[self._at_V[ids_L] + done // _WORD]
-            different.append(long_L[(words_L ^ wanted_L) & _MASKS[rest_L] != 0])
-            done += _WORD
-            long_L = long_L[num_bytes_T[long_L] > done]
-        return np.concatenate(different) if different else _NONE
+        ids_L = ids_T[long_L]
+        num_more_L = (self.num_bytes_V[ids_L].astype(np.int64) - 1) // _WORD
+        of_M = np.repeat(np.arange(len(long_L)), num_more_L)
+        # From the second word of each on.
+        word_M = 1 + np.arange(len(of_M)) - np.repeat(np.cumsum(num_more_L) - num_more_L, num_more_L)
+        rest_M = np.minimum(self.num_bytes_V[ids_L][of_M] - _WORD * word_M, _WORD)
+        # All tokens together may have more bytes than there are.
+        starts_M = np.minimum(starts_T[long_L][of_M] + _WORD * word_M, _WORD * (len(words) - 1) - 1)
+        differ_M = _words_at(words, starts_M) ^ self._words[self._at_V[ids_L][of_M] + word_M]
+        is_other_M = (differ_M & _MASKS[rest_M]) != 0
+        others: IntArray = long_L[of_M[is_other_M]]
+        return others
+
+
+def _words_at(words: npt.NDArray[np.uint64], starts_T: IntArray) -> npt.NDArray[np.uint64]:
+    """The eight bytes from any byte on, out of the two words that hold them.
+
+    Args:
+        words: All bytes as words, with one more behind the last that is asked for.
+        starts_T: Bytes.
+
+    Returns:
+        The words that begin there.
+
+    Examples:
+        >>> words = np.frombuffer(b"abcdefghijklmnopqrstuvwx", dtype="<u8")
+        >>> _words_at(words, np.array([0, 3, 8])).tobytes()
+        b'abcdefghdefghijkijklmnop'
+    """
+    at_T = starts_T >> 3
+    num_bits_T = ((starts_T & 7) << 3).view(np.uint64)
+    low_T = words.take(at_T)
+    low_T >>= num_bits_T
+    at_T += 1
+    high_T = words.take(at_T)
+    high_T <<= _ONE  # shifting by 64 bits at once is not defined
+    high_T <<= _MOST_BITS - num_bits_T
+    high_T |= low_T
+    return high_T
 
 
 def find_spans(batch: FlatTexts, ids_T: Int32Array, token_bounds_N1: IntArray, *, words: TokenWords) -> FlatTokens:
@@ -112,7 +152,7 @@ def find_spans(batch: FlatTexts, ids_T: Int32Array, token_bounds_N1: IntArray, *
     Returns:
         The tokens, with what is found of them.
     """
-    bytes_B = np.frombuffer(b"".join([*batch.data, bytes(_WORD)]), dtype=np.uint8)
+    bytes_B = np.frombuffer(b"".join([*batch.data, bytes(2 * _WORD)]), dtype=np.uint8)
     byte_bounds_N1 = _bounds([len(part) for part in batch.data])
     places_T = ids_T.astype(np.intp)  # what tables are asked with
     num_bytes_T = words.small_num_bytes_V.take(places_T)
