@@ -15,7 +15,7 @@ from primus.config.layout_rules import (
     tensor_ranks_share_the_layers,
     virtual_stages_share_the_layers,
 )
-from primus.config.schema import TrainerConfig
+from primus.config.schema import LoraConfig, TrainerConfig
 
 Complaint: TypeAlias = Callable[[TrainerConfig], str | None]
 
@@ -281,6 +281,16 @@ def _weights_come_from_one_place(t: TrainerConfig) -> str | None:
     if t.hf_path is None or t.load is None or not t.finetune:
         return None
     return "is given, and load with finetune too, and each has weights to begin with; set one of them to null"
+
+
+@_rule("lora.target_modules", "lora")
+def _adapters_have_layers(t: TrainerConfig) -> str | None:
+    known = LoraConfig.model_fields["target_modules"].default
+    unknown = [name for name in t.lora.target_modules if name not in known]
+    if not t.lora.enabled or (t.lora.target_modules and not unknown):
+        return None
+    wrong = f"{', '.join(unknown)} is no layer that can have an adapter" if unknown else "names no layer"
+    return f"{wrong}; there are {', '.join(known)}"
 
 
 @_rule("train_iters", "sft_num_epochs")

@@ -22,7 +22,6 @@ class Unavailable(NamedTuple):
 
 
 UNAVAILABLE: Sequence[Unavailable] = (
-    Unavailable("lora.enabled", lambda t: t.lora.enabled, "set it to false, which trains all weights"),
     Unavailable(
         "add_bias_linear", lambda t: t.add_bias_linear, "set it to false; add_qkv_bias is the bias that Qwen2 has"
     ),

@@ -164,4 +164,6 @@ def _run_facts(
         chat_templates=tokenizer.chat_templates,
         sft_packing=trainer.packing,
         tokenizer_fingerprint=tokenizer.fingerprint,
+        lora=trainer.lora if trainer.lora.enabled else None,
+        hf_path=trainer.hf_path,
     )

@@ -11,7 +11,8 @@ from primus.cli.parsing import CommandParser
 
 _DESCRIPTION = """Write a checkpoint as a folder that transformers, vLLM and others load as it is: weights in
 safetensors, config.json, the tokenizer with the chat template that the model was trained with, and a generation
-configuration that ends an answer where the model was trained to end it. A GPU is not needed."""
+configuration that ends an answer where the model was trained to end it. Adapters (lora) are merged into the model;
+--adapter writes them by themselves. A GPU is not needed."""
 _EXAMPLES = """
 primus checkpoint export-hf output/primus/user/tiny-multiturn-sft/checkpoints exported
 primus checkpoint export-hf output/primus/user/tiny-multiturn-sft/checkpoints/iter_0002000 at-2000
@@ -33,6 +34,9 @@ def run(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("output", type=Path, metavar="DIR", help="the folder to write")
     parser.add_argument("--tokenizer", metavar="T", help="its folder, file or name, if it has moved since training")
+    parser.add_argument(
+        "--adapter", action="store_true", help="write the adapters by themselves, for peft, not merged into a model"
+    )
     parser.add_argument("--force", action="store_true", help="replace an earlier export in DIR")
     parser.add_argument("--verbose", action="store_true", help="log more, warnings of libraries included")
     options = parser.parse(arguments)
@@ -41,6 +45,12 @@ def run(arguments: Sequence[str]) -> int:
     find_checkpoint(options.checkpoint)
     from primus.backends.megatron.huggingface.export import export_hf
 
-    export_hf(options.checkpoint, output=options.output, tokenizer=options.tokenizer, force=options.force)
-    print(f"Hugging Face folder: {options.output}")
+    export_hf(
+        options.checkpoint,
+        output=options.output,
+        tokenizer=options.tokenizer,
+        force=options.force,
+        adapter_only=options.adapter,
+    )
+    print(f"{'adapters for peft' if options.adapter else 'Hugging Face folder'}: {options.output}")
     return 0

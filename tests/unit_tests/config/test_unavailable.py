@@ -5,7 +5,6 @@ from primus.config.unavailable import UNAVAILABLE
 from tests.unit_tests.config.conftest import Problems
 
 CASES = {
-    "lora.enabled=true": "set it to false, which trains all weights",
     "add_bias_linear=true": "set it to false; add_qkv_bias is the bias that Qwen2 has",
 }
 

@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from primus.backends.megatron.checkpoint.digests import FileDigest, write_digests
-from primus.config.schema import ModelKeys, Packing
+from primus.config.schema import LoraConfig, ModelKeys, Packing
 from primus.errors import CheckpointError
 
 LATEST_FILE = "latest_checkpointed_iteration.txt"
@@ -72,13 +72,19 @@ class RunFacts:
     """How conversations share training sequences."""
     tokenizer_fingerprint: str = ""
     """Hash of everything that the tokenizer's ids depend on; empty if it is not known."""
+    lora: LoraConfig | None = None
+    """The adapters; None if all weights are trained."""
+    hf_path: str | None = None
+    """The Hugging Face folder that the run started from."""
     owes_evaluation: bool = False
     """Whether a signal came before the evaluation that was due after the step."""
 
     def to_json(self) -> str:
         """The facts as a JSON document."""
         facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        document = {"format_version": FORMAT_VERSION, **facts, "model": self.model.model_dump(mode="json")}
+        lora = None if self.lora is None else self.lora.model_dump(mode="json")
+        model = self.model.model_dump(mode="json")
+        document = {"format_version": FORMAT_VERSION, **facts, "model": model, "lora": lora}
         return json.dumps(document, indent=2) + "\n"
 
 
@@ -177,7 +183,8 @@ def read_run(folder: Path) -> RunFacts:
                 f"{path}: has format_version {version}, this version reads {FORMAT_VERSION}; "
                 f"load it with the version of primus that wrote it"
             )
-        return RunFacts(**{**document, "model": ModelKeys(**document["model"])})
+        lora = LoraConfig(**document["lora"]) if document.get("lora") else None
+        return RunFacts(**{**document, "model": ModelKeys(**document["model"]), "lora": lora})
     except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError, ValidationError) as exc:
         reason = " ".join(str(exc).split())
         raise CheckpointError(f"{path}: cannot be read ({reason}); name another checkpoint") from exc
@@ -203,7 +210,18 @@ def check_weights_fit(saved: RunFacts, *, run: RunFacts, folder: Path) -> None:
     differing.pop("make_vocab_size_divisible_by", None)
     if saved.vocab_size != run.vocab_size:
         differing["vocab_size"] = (saved.vocab_size, run.vocab_size)
+    if saved.lora is not None:
+        differing |= _differing_adapters(saved.lora, run.lora)
     _refuse(differing, folder=folder, advice="use the saved value, or load another checkpoint")
+
+
+def _differing_adapters(saved: LoraConfig, wanted: LoraConfig | None) -> dict[str, tuple[Any, Any]]:
+    """What decides the shapes and the meaning of the adapters' weights."""
+    if wanted is None:
+        return {"lora.enabled": (True, "false (export-hf writes a folder with the adapters merged, for hf_path)")}
+    keys = ("dim", "alpha", "target_modules")
+    facts = ((f"lora.{key}", getattr(saved, key), getattr(wanted, key)) for key in keys)
+    return {key: (found, run) for key, found, run in facts if found != run}
 
 
 def check_run_continues(saved: RunFacts, *, run: RunFacts, folder: Path) -> None:
@@ -228,6 +246,8 @@ def check_run_continues(saved: RunFacts, *, run: RunFacts, folder: Path) -> None
     )
     facts = ((key, getattr(saved, key), getattr(run, key)) for key in keys)
     differing = {key: (found, wanted) for key, found, wanted in facts if found != wanted}
+    if saved.lora is None and run.lora is not None:
+        differing["lora.enabled"] = (False, True)
     advice = "to continue the run, use the saved value; to start anew from these weights, set finetune: true"
     _refuse(differing, folder=folder, advice=advice)
 

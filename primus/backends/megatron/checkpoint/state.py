@@ -27,6 +27,7 @@ from primus.backends.megatron.checkpoint.folder import (
     check_weights_fit,
     read_run,
 )
+from primus.backends.megatron.lora.adapter import MARK
 from primus.errors import CheckpointError
 
 logger = logging.getLogger("primus")
@@ -71,7 +72,7 @@ def load_checkpoint(
     saved = read_run(folder)
     check_weights_fit(saved, run=run, folder=folder)
     if weights_only:
-        _load_weights(folder, model=model, optimizer=optimizer)
+        _load_weights(folder, model=model, optimizer=optimizer, has_adapters=saved.lora is not None)
         logger.info("%s: loaded the weights of step %d", folder, saved.iteration)
         return 0
     check_run_continues(saved, run=run, folder=folder)
@@ -80,8 +81,20 @@ def load_checkpoint(
     return saved.iteration
 
 
-def _load_weights(folder: Path, *, model: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
-    state = _read(folder, _sharded_weights(model))
+def _load_weights(
+    folder: Path, *, model: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer, has_adapters: bool
+) -> None:
+    """Load the weights; adapters that the checkpoint lacks stay as they were drawn."""
+    request = _sharded_weights(model)
+    if not has_adapters:
+        request = {
+            chunk: {name: share for name, share in shares.items() if MARK not in name}
+            for chunk, shares in request.items()
+        }
+    state = _read(folder, request)
+    for number, chunk in enumerate(model):
+        drawn = {name: value for name, value in chunk.module.state_dict().items() if MARK in name}
+        state[f"model{number}"] = {**drawn, **state[f"model{number}"]}
     _give_weights(model, state)
     # The float32 copies of bfloat16 weights, and the shards of the distributed optimizer, were made before.
     optimizer.reload_model_params()

@@ -32,6 +32,8 @@ from primus.backends.megatron.huggingface.tokenizer import (
     write_tokenizer,
 )
 from primus.backends.megatron.huggingface.weights import MODEL_PREFIXES, ModelShape, to_hugging_face
+from primus.backends.megatron.lora.adapter import MARK
+from primus.backends.megatron.lora.stored_adapters import StoredAdapters, write_peft
 from primus.config.hugging_face import CONFIG_FILE
 from primus.errors import CheckpointError, TokenizerError
 from primus.sft.tokenizer import SFTTokenizer, load_tokenizer
@@ -43,52 +45,66 @@ MAX_FILE_BYTES = 5_000_000_000
 """Weights above this are cut into several files, as the Hub wants them."""
 
 
-def export_hf(checkpoint: Path, *, output: Path, tokenizer: str | None = None, force: bool = False) -> None:
+def export_hf(
+    checkpoint: Path,
+    *,
+    output: Path,
+    tokenizer: str | None = None,
+    force: bool = False,
+    adapter_only: bool = False,
+) -> None:
     """Write a checkpoint as a Hugging Face folder: weights, configuration, tokenizer, chat template, stop tokens.
+
+    Adapters are merged into the weights beside which they stand.
 
     Args:
         checkpoint: An `iter_*` folder, or the folder of a run's checkpoints, whose newest one is taken.
         output: The folder to write. It appears under its name when it is complete.
         tokenizer: The tokenizer's folder, file or name, if it is no longer where training found it.
         force: Replace an earlier export.
+        adapter_only: Write the adapters by themselves, for `peft`, with the tokenizer and no model.
 
     Raises:
-        CheckpointError: If the checkpoint cannot be read, or `output` is not empty, unless it is an export and `force`
-            is on.
+        CheckpointError: If the checkpoint cannot be read, it has no adapters and `adapter_only` is on, or `output` is
+            not empty, unless it is an export and `force` is on.
         TokenizerError: If the tokenizer cannot be loaded, or cannot be written for `transformers`.
     """
     check_output(output, force=force)
     folder = find_checkpoint(checkpoint)
     run = read_run(folder)
     with written_beside(output) as unfinished:
-        _write_tokenizer_and_configs(unfinished, run=run, source=tokenizer or run.tokenizer_model)
-        _write_weights(folder, output=unfinished, run=run)
+        stored = StoredWeights(folder, prefixes=MODEL_PREFIXES)
+        if adapter_only:
+            write_peft(stored, run, output=unfinished)
+        token_ids, generation = _write_tokenizer(unfinished, run=run, source=tokenizer or run.tokenizer_model)
+        if not adapter_only:
+            config = model_config(
+                run.model, vocab_size=run.vocab_size, params_dtype=run.params_dtype, token_ids=token_ids
+            )
+            _write_json(unfinished / CONFIG_FILE, config)
+            _write_json(unfinished / "generation_config.json", generation)
+            _write_weights(folder, stored, output=unfinished, run=run)
 
 
-def _write_tokenizer_and_configs(output: Path, *, run: RunFacts, source: str) -> None:
+def _write_tokenizer(output: Path, *, run: RunFacts, source: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Write the tokenizer; give the special ids, and the generation configuration that goes with it."""
     tokenizer = _load_tokenizer(source, run=run)
     if run.sft_conversation_format == UNTRAINED:
         copy_tokenizer(source, output=output)
-        token_ids, generation = _of_pretrained(Path(source), tokenizer=tokenizer)
-    else:
-        templates = run.chat_templates or {DEFAULT: chat_template(run.sft_conversation_format, add_bos=run.add_bos)}
-        write_tokenizer(source, output=output, tokenizer=tokenizer, templates=templates)
-        marker = end_of_turn(run.sft_conversation_format, tokenizer=tokenizer, templates=templates)
-        end_of_turn_id = tokenizer.control_tokens.get(marker)
-        token_ids = special_token_ids(
-            bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, end_of_turn_id=end_of_turn_id, pad_id=tokenizer.pad_id
-        )
-        stop_strings = (marker,) if marker and end_of_turn_id is None else ()
-        if stop_strings:
-            logger.warning(
-                "%s: %r is no token of its own, so generate() stops there only with `tokenizer=` given", source, marker
-            )
-        generation = generation_config(token_ids=token_ids, stop_strings=stop_strings)
-    _write_json(
-        output / "config.json",
-        model_config(run.model, vocab_size=run.vocab_size, params_dtype=run.params_dtype, token_ids=token_ids),
+        return _of_pretrained(Path(source), tokenizer=tokenizer)
+    templates = run.chat_templates or {DEFAULT: chat_template(run.sft_conversation_format, add_bos=run.add_bos)}
+    write_tokenizer(source, output=output, tokenizer=tokenizer, templates=templates)
+    marker = end_of_turn(run.sft_conversation_format, tokenizer=tokenizer, templates=templates)
+    end_of_turn_id = tokenizer.control_tokens.get(marker)
+    token_ids = special_token_ids(
+        bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, end_of_turn_id=end_of_turn_id, pad_id=tokenizer.pad_id
     )
-    _write_json(output / "generation_config.json", generation)
+    stop_strings = (marker,) if marker and end_of_turn_id is None else ()
+    if stop_strings:
+        logger.warning(
+            "%s: %r is no token of its own, so generate() stops there only with `tokenizer=` given", source, marker
+        )
+    return token_ids, generation_config(token_ids=token_ids, stop_strings=stop_strings)
 
 
 def _load_tokenizer(source: str, *, run: RunFacts) -> SFTTokenizer:
@@ -125,8 +141,10 @@ def _of_pretrained(source: Path, *, tokenizer: SFTTokenizer) -> tuple[dict[str, 
     return token_ids, generation or generation_config(token_ids=token_ids, stop_strings=())
 
 
-def _write_weights(folder: Path, *, output: Path, run: RunFacts) -> None:
-    sources = _sources(folder, run=run)
+def _write_weights(folder: Path, stored: StoredWeights, *, output: Path, run: RunFacts) -> None:
+    sources = _sources(stored, run=run)
+    if not sources:
+        raise CheckpointError(f"{folder}: holds no weights of a GPTModel; name another checkpoint")
     files = _cut_into_files(sources)
     names = ["model.safetensors"]
     if len(files) > 1:
@@ -158,12 +176,12 @@ class _Source:
         return sum(spec.num_bytes for spec in self.specs)
 
 
-def _sources(folder: Path, *, run: RunFacts) -> list[_Source]:
+def _sources(stored: StoredWeights, *, run: RunFacts) -> list[_Source]:
     """What the files are made of, in their order; nothing is read yet.
 
     Types of 4 bytes come first, so that every weight begins at a multiple of its width; then the layers in order.
     """
-    stored = StoredWeights(folder, prefixes=MODEL_PREFIXES)
+    adapters = StoredAdapters(stored, run.lora)
     shape = ModelShape.of(run.model, vocab_size=run.vocab_size)
     has_output_biases = run.model.qk_layernorm and run.model.add_qkv_bias
 
@@ -173,16 +191,16 @@ def _sources(folder: Path, *, run: RunFacts) -> list[_Source]:
         return weights | _output_projection_biases(weights) if has_output_biases else weights
 
     def read(part: StoredPart) -> dict[str, Tensor]:
-        return renamed(part, stored.read(part))
+        return renamed(part, adapters.merge_into(part.name, stored.read(part)))
 
     sources = []
     for part in stored.parts():
+        if MARK in part.name:
+            continue
         planned = renamed(part, torch.empty(part.shape, dtype=part.dtype, device="meta"))
         specs = [TensorSpec(name, tuple(weight.shape), weight.dtype) for name, weight in planned.items()]
         if specs:
             sources.append(_Source(specs, partial(read, part)))
-    if not sources:
-        raise CheckpointError(f"{folder}: holds no weights of a GPTModel; name another checkpoint")
     return sorted(sources, key=lambda source: (-source.specs[0].dtype.itemsize, _file_order(source.specs[0].name)))
 
 

@@ -26,7 +26,7 @@ def check_output(output: Path, *, force: bool) -> None:
         return
     if not force:
         raise CheckpointError(f"{output}: the folder is not empty; name another one, or pass --force to replace it")
-    if not (output / "config.json").is_file():
+    if not any((output / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise CheckpointError(f"{output}: holds no config.json, so --force does not replace it; name another folder")
 
 

@@ -14,6 +14,7 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from primus.backends.megatron.huggingface.model_folder import ModelFolder
 from primus.backends.megatron.huggingface.pretrained_weights import LAYERS, PretrainedWeights
+from primus.backends.megatron.lora.adapter import MARK
 from primus.config.schema import ModelKeys
 from primus.errors import CheckpointError
 
@@ -50,18 +51,13 @@ def load_pretrained(
             for share in _shares(chunk):
                 if share.key in weights.shapes:
                     _fill(share, weights)
-                elif not is_adapter(share.key):
+                elif MARK not in share.key:
                     raise CheckpointError(
                         f"{folder}: has no {share.key}, which the model has; change what the configuration adds to it"
                     )
     # The float32 copies of bfloat16 weights, and the shards of the distributed optimizer, were made before.
     optimizer.reload_model_params()
     logger.info("%s: loaded the weights", folder)
-
-
-def is_adapter(key: str) -> bool:
-    """Whether a weight is one of an adapter, which no pretrained model has."""
-    return ".adapter." in key
 
 
 def _shares(chunk: DistributedDataParallel) -> Iterator[ShardedTensor]:

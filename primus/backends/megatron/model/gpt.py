@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from primus.backends.megatron.context_parallel import this_context_rank
+from primus.backends.megatron.lora.adapted_model import add_adapters
 from primus.backends.megatron.model.attention_plan import build_attention_plan, thd_params
 from primus.backends.megatron.model.data_parallel import wrap_for_data_parallel
 from primus.backends.megatron.model.initialisation import initialise, leave_uninitialised
@@ -255,7 +256,9 @@ def build_model(
         each. The weights are those of the seed, the same in every layout.
     """
     config = build_transformer_config(trainer, device=device)
-    modules = build_layer_modules(config, device=device, is_packed=trainer.packing != "none")
+    modules = build_layer_modules(
+        config, device=device, is_packed=trainer.packing != "none", has_adapters=trainer.lora.enabled
+    )
     logger.info("model: %s", modules.reason)
     num_chunks = trainer.virtual_pipeline_model_parallel_size
     chunks = [
@@ -300,4 +303,6 @@ def _build_chunk(
         vp_stage=number,
     )
     initialise(model, seed=trainer.seed, vocab_size=vocab_size)
+    if trainer.lora.enabled:
+        add_adapters(model, trainer.lora, seed=trainer.seed)
     return model

@@ -56,7 +56,7 @@ def _draw(parameter: Tensor, *, name: str, model: GPTModel, seed: int, vocab_siz
     drawn = torch.empty(
         [vocab_size, *shape[1:]] if is_vocabulary else shape, dtype=torch.float32, device=parameter.device
     )
-    drawn.normal_(0.0, std, generator=_stream(name_in_whole_model(name, model), seed=seed, device=parameter.device))
+    drawn.normal_(0.0, std, generator=stream_of(name_in_whole_model(name, model), seed=seed, device=parameter.device))
     if is_vocabulary:
         drawn = torch.nn.functional.pad(drawn, (0, 0, 0, shape[0] - vocab_size))
     # Of a gated MLP each rank has a part of the gate, and then the same part of what is gated.
@@ -81,7 +81,17 @@ def name_in_whole_model(name: str, model: GPTModel) -> str:
     return _LAYER.sub(lambda match: f"decoder.layers.{model.decoder.layers[int(match[1])].layer_number - 1}.", name)
 
 
-def _stream(name: str, *, seed: int, device: torch.device) -> torch.Generator:
+def stream_of(name: str, *, seed: int, device: torch.device) -> torch.Generator:
+    """Start a stream of random numbers of its own for a name.
+
+    Args:
+        name: The name.
+        seed: Seed of the run.
+        device: Where the numbers are drawn.
+
+    Returns:
+        The stream.
+    """
     digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
     # A seed is 64 bits with a sign.
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -47,17 +47,20 @@ class LayerModules:
     """Whether the attention of packs must have no gaps between conversations."""
 
 
-def build_layer_modules(config: TransformerConfig, *, device: torch.device, is_packed: bool) -> LayerModules:
+def build_layer_modules(
+    config: TransformerConfig, *, device: torch.device, is_packed: bool, has_adapters: bool = False
+) -> LayerModules:
     """Choose what the layers are built from.
 
     Args:
         config: Megatron's model configuration; it is told which fused kernels there are.
         device: Where the model will run.
         is_packed: Whether sequences hold several conversations.
+        has_adapters: Whether adapters will stand beside the linear layers.
 
     Returns:
-        Transformer Engine's layers if it is installed, the device is a GPU, and no context-parallel ranks share packs;
-        else Megatron's own.
+        Transformer Engine's layers if it is installed, the device is a GPU, no context-parallel ranks share packs, and
+        there are no adapters; else Megatron's own.
     """
     if device.type != "cuda":
         why = "the device is a CPU"
@@ -65,6 +68,8 @@ def build_layer_modules(config: TransformerConfig, *, device: torch.device, is_p
         why = "transformer_engine is not installed"
     elif is_packed and config.context_parallel_size > 1:
         why = "Transformer Engine would cut each conversation of a pack over the context ranks, and they cut packs"
+    elif has_adapters:
+        why = "Transformer Engine normalises inside its linear layers, and adapters need what they are given"
     else:
         return _transformer_engine_modules(config, is_packed=is_packed)
     return _local_modules(config, device=device, is_packed=is_packed, why=why)
