@@ -70,17 +70,22 @@ WEIGHTS = "model"
 TOLERANCE = 2e-4
 
 
-def make_conversations(num: int) -> TokenizedDataset:
+def make_conversations(
+    num: int, *, median: int = 100, longest: int = CAPACITY + 1, vocabulary: int = VOCABULARY
+) -> TokenizedDataset:
     """Synthetic conversations, the same in every process.
 
     Args:
         num: How many.
+        median: Of their lengths in tokens, which are log-normal with a sigma of 0.9.
+        longest: Length of the longest ones.
+        vocabulary: Their tokens are below it.
 
     Returns:
         Tokens, in which the next one is easier to guess than by chance, and what the assistant wrote.
     """
     rng = np.random.default_rng(SEED)
-    lengths = rng.lognormal(np.log(100), 0.9, num).clip(16, CAPACITY + 1).astype(int)
+    lengths = rng.lognormal(np.log(median), 0.9, num).clip(16, longest).astype(int)
     made = []
     for number, length in enumerate(lengths.tolist()):
         num_turns = int(rng.integers(1, 5))
@@ -88,7 +93,7 @@ def make_conversations(num: int) -> TokenizedDataset:
         spans_K2 = np.stack([edges[1:] - np.diff(edges) * 6 // 10, edges[1:]], axis=1)
         made.append(
             EncodedConversation(
-                tokens_T=1 + np.cumsum(rng.integers(1, 9, length)) % (VOCABULARY - 1),
+                tokens_T=1 + np.cumsum(rng.integers(1, 9, length)) % (vocabulary - 1),
                 token_spans_K2=spans_K2,
                 turns_K=2 * np.arange(num_turns) + 1,
                 is_end_K=np.zeros(num_turns, dtype=bool),
