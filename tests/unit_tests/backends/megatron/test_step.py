@@ -61,13 +61,14 @@ def test_a_conversation_inside_a_pack_is_named(tiny: ModuleType, step: TrainingS
     made = tiny.conversations(60)
     # A token that no other conversation has.
     made[17].tokens_T[0] = 62
-    packed = replace(step, dataset=tiny.dataset_of(made, packing="best_fit"))
+    data = tiny.dataset_of(made, packing="best_fit")
+    packed = replace(step, dataset=data)
     whole = next(iter(packed.model[0].parameters()))
     assert whole.shape[0] == 64, "the embedding"
     with torch.no_grad():
         whole[62] = float("nan")
-    batch_G = np.arange(2 * (len(packed.dataset) // 2))
-    origins = [origin for index in batch_G.tolist() for origin in packed.dataset.origins(index)]
+    batch_G = np.arange(2 * (len(data) // 2))
+    origins = [origin for index in batch_G.tolist() for origin in data.origins(index)]
     assert "tiny.jsonl:18" in origins
     assert len(origins) > 2 * len(batch_G)
     message = rf"is nan because of 1 of the global batch's {len(origins)} conversations; look at tiny.jsonl:18 \("

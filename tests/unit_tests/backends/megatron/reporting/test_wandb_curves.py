@@ -65,11 +65,12 @@ def records(path: Path) -> Iterator[bytes]:
             record = b""
 
 
-def read(path: Path) -> tuple[Any, list[tuple[str, ...]]]:
+def read(path: Path) -> tuple[Any, list[tuple[Any, ...]]]:
     """The run of a file, and the points that were logged: iteration and the values."""
     from wandb.proto import wandb_internal_pb2  # noqa: PLC0415  # an extra
 
-    run_of_file, points = None, []
+    run_of_file: Any = None
+    points: list[tuple[Any, ...]] = []
     for data in records(path):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
