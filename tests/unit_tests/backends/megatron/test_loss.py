@@ -5,13 +5,16 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from primus.backends.megatron.data.batches import MicroBatch
 from primus.backends.megatron.distributed import joined_processes, seed_weights, this_process
-from primus.backends.megatron.loss import sum_losses
+from primus.backends.megatron.loss import break_down, sum_losses, sums_of_groups
 from primus.backends.megatron.model.gpt import build_model
 from primus.config.schema import TrainConfig
+from primus.sft.target_groups import GROUPS_PER_SOURCE
 
 
 def reference_gradients(tiny: ModuleType, config: TrainConfig, *, num_sequences: int) -> dict[str, np.ndarray]:
@@ -39,20 +42,25 @@ def relative_error(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]
     return norm([found[name] - expected[name] for name in expected]) / norm(list(expected.values()))
 
 
-def test_weights_scale_the_loss_and_not_the_divisor() -> None:
+def micro_batch(*, weights_N: torch.Tensor, groups_N: torch.Tensor, num_groups: int) -> MicroBatch:
     nothing = torch.zeros(0, dtype=torch.int64)
-    batch = MicroBatch(
+    return MicroBatch(
         input_ids_BS=torch.zeros(2, 8, dtype=torch.int64),
         position_ids_BS=nothing,
         segments_C2=None,
         target_positions_N=nothing,
         labels_N=nothing,
-        weights_N=torch.tensor([1.0, 0.5, 2.0]),
-        groups_N=torch.tensor([3, 1, 3], dtype=torch.int32),
-        num_groups=5,
+        weights_N=weights_N,
+        groups_N=groups_N,
+        num_groups=num_groups,
         num_units=2,
         content_hash=7,
     )
+
+
+def test_weights_scale_the_loss_and_not_the_divisor() -> None:
+    groups_N = torch.tensor([3, 1, 3], dtype=torch.int32)
+    batch = micro_batch(weights_N=torch.tensor([1.0, 0.5, 2.0]), groups_N=groups_N, num_groups=5)
     total, num_units, report = sum_losses(batch, torch.tensor([1.0, 2.0, 3.0]))
     assert (total.item(), num_units.item(), num_units.dtype) == (8.0, 2, torch.int)
     assert report.loss_sum.item() == 8.0
@@ -60,6 +68,35 @@ def test_weights_scale_the_loss_and_not_the_divisor() -> None:
     assert report.group_sums_G.tolist() == [0.0, 2.0, 0.0, 4.0, 0.0]
     assert report.group_counts_G.tolist() == [0, 1, 0, 2, 0]
     assert (report.num_targets, report.num_units, report.num_places, report.content_hash) == (3, 2, 16, 7)
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=5), st.integers(1, 3))
+def test_groups_add_up_to_the_whole_however_they_fall_on_micro_batches(sizes: list[int], num_sources: int) -> None:
+    rng = np.random.default_rng(sum(sizes))
+    num_groups = num_sources * GROUPS_PER_SOURCE
+    reports, losses, groups = [], np.zeros(0), np.zeros(0, dtype=np.int64)
+    for size in sizes:
+        losses_N, groups_N = rng.random(size, dtype=np.float32), rng.integers(0, num_groups, size)
+        batch = micro_batch(weights_N=torch.ones(size), groups_N=torch.from_numpy(groups_N), num_groups=num_groups)
+        reports.append(sum_losses(batch, torch.from_numpy(losses_N))[2])
+        losses, groups = np.append(losses, losses_N), np.append(groups, groups_N)
+    sums = np.array(sums_of_groups(reports, num_groups=num_groups)).reshape(2, -1)
+    assert sums[0] == pytest.approx(np.bincount(groups, weights=losses, minlength=num_groups), rel=1e-14)
+    assert sums[1].tolist() == np.bincount(groups, minlength=num_groups).tolist()
+    names = [f"source {number}" for number in range(num_sources)]
+    told = break_down(sums.ravel().tolist(), source_names=names)
+    assert list(told) == ["turn", "role", "source"]
+    for each in told.values():
+        assert sum(group.targets for group in each.values()) == len(losses)
+        assert sum(group.loss * group.targets for group in each.values()) == pytest.approx(losses.sum(), rel=1e-12)
+    for number, name in enumerate(names):
+        mine = losses[groups // GROUPS_PER_SOURCE == number]
+        assert (name in told["source"]) == bool(len(mine))
+        assert not len(mine) or told["source"][name].loss == pytest.approx(mine.mean(), rel=1e-12)
+
+
+def test_a_rank_without_micro_batches_adds_nothing() -> None:
+    assert sums_of_groups([], num_groups=18) == [0.0] * 36
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 8])
