@@ -51,6 +51,10 @@ def run(arguments: Sequence[str]) -> int:
         print_layouts(config, world_size=_world_size(options), machine=machine, as_json=options.json)
         return 0
     build_layout(config.trainer, world_size=_world_size(options))
+    if config.trainer.hf_path is not None:
+        from primus.backends.megatron.huggingface.pretrained_weights import check_pretrained
+
+        check_pretrained(config.trainer)
     if not options.dry_run and (options.nproc_per_node or 1) > 1:
         return _launch(arguments, num_ranks=options.nproc_per_node)
     _warn(config)
@@ -169,6 +173,7 @@ def _warn(config: TrainConfig) -> None:
         if total >= _LARGE:
             logger.warning(
                 "load: IS NOT SET, SO ALL %.1f BILLION WEIGHTS START AT RANDOM. Fine-tuning data does not teach a"
-                " model of this size its language; unless this is a test, set load to a checkpoint of a pretrained one",
+                " model of this size its language; unless this is a test, set hf_path to a pretrained one, or load to a"
+                " checkpoint of it",
                 total / 1e9,
             )

@@ -170,3 +170,18 @@ def test_settings_of_each_family_are_understood(changes: dict[str, Any], expecte
 def test_what_cannot_be_computed_is_refused(changes: dict[str, Any], problem: str) -> None:
     (found,) = refusals_of(**changes)
     assert found.startswith(f"config.json: {problem}")
+
+
+@pytest.mark.parametrize(
+    ("modules", "problem"),
+    [
+        ("[linear_qkv, q_proj]", "q_proj is no layer that can have an adapter"),
+        ("[]", "names no layer"),
+    ],
+)
+def test_adapters_have_layers_to_stand_beside(problems: Problems, modules: str, problem: str) -> None:
+    expected = (
+        f"command line: lora.target_modules: {problem}; there are linear_qkv, linear_proj, linear_fc1, linear_fc2"
+    )
+    assert problems("hf_path=hf", "lora.enabled=true", f"lora.target_modules={modules}") == [expected]
+    assert load_config("run.yaml", overrides=["hf_path=hf", f"lora.target_modules={modules}"]).trainer.lora

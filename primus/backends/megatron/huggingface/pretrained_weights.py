@@ -6,6 +6,7 @@ Legend as in `weights.py`.
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from primus.backends.megatron.huggingface.model_folder import ModelFolder
 from primus.backends.megatron.huggingface.weights import ModelShape, Rows, overlapping, rows_of
 from primus.backends.megatron.planning.parameter_count import HeadLayout
-from primus.config.schema import ModelKeys
+from primus.config.schema import ModelKeys, TrainerConfig
 from primus.errors import CheckpointError
 
 LAYERS = "decoder.layers."
@@ -174,6 +175,19 @@ class PretrainedWeights:
                     " the embedding; set tie_word_embeddings to false there, if that is what was trained"
                 )
         return True
+
+
+def check_pretrained(trainer: TrainerConfig) -> None:
+    """Compare the weights that a run starts from with its model, before anything heavy begins; none is read.
+
+    Args:
+        trainer: The trainer module of the run.
+
+    Raises:
+        CheckpointError: If the folder that `hf_path` names lacks weights, or has others.
+    """
+    if trainer.hf_path is not None and trainer.vocab_size is not None:
+        PretrainedWeights(ModelFolder(Path(trainer.hf_path)), trainer, vocab_size=trainer.vocab_size)
 
 
 def rows_at_once(shape: Sequence[int], *, itemsize: int, most_bytes: int) -> int:
