@@ -12,10 +12,7 @@ from functools import partial
 
 import torch
 from megatron.core.models.common.embeddings import rope_utils
-from megatron.core.models.gpt.gpt_layer_specs import (
-    get_gpt_layer_local_spec,
-    get_gpt_layer_with_transformer_engine_spec,
-)
+from megatron.core.models.gpt import gpt_layer_specs
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -66,6 +63,8 @@ def build_layer_modules(
         why = "the device is a CPU"
     elif importlib.util.find_spec("transformer_engine") is None:
         why = "transformer_engine is not installed"
+    elif not gpt_layer_specs.HAVE_TE:
+        why = "transformer_engine is installed, but Megatron cannot import it"
     elif is_packed and config.context_parallel_size > 1:
         why = "Transformer Engine would cut each conversation of a pack over the context ranks, and they cut packs"
     elif has_adapters:
@@ -81,7 +80,7 @@ def _transformer_engine_modules(config: TransformerConfig, *, is_packed: bool) -
     # Its other way asks the GPU, in every layer, where the conversations are.
     config.apply_rope_fusion = rope_utils.fused_apply_rotary_pos_emb_thd is not None
     config.bias_activation_fusion = _can_compile_activation(config)
-    layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+    layer = gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
     packs = ", conversations of a pack apart (thd)" if is_packed else ""
     return LayerModules(
         submodules=_decoder(layer, TENorm, num_layers=config.num_layers),
@@ -144,7 +143,9 @@ def _attention_of_pieces(config: TransformerConfig, *, device: torch.device) -> 
 
 
 def _local_layer(config: TransformerConfig, *, attend: AttendPieces) -> ModuleSpec:
-    layer = get_gpt_layer_local_spec(normalization=config.normalization, qk_layernorm=config.qk_layernorm)
+    layer = gpt_layer_specs.get_gpt_layer_local_spec(
+        normalization=config.normalization, qk_layernorm=config.qk_layernorm
+    )
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
     layer.submodules.self_attention.module = TurnedSelfAttention

@@ -4,6 +4,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from megatron.core.models.gpt import gpt_layer_specs
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from primus.backends.megatron.model.gpt import build_transformer_config
@@ -37,12 +38,16 @@ def test_the_log_can_say_which_attention_runs_and_why(
     assert "torch scaled_dot_product_attention" in modules.reason
     assert "(transformer_engine is not installed)" in modules.reason
     assert modules.submodules.layer_norm is RMSNorm
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    modules = build_layer_modules(config, device=torch.device("cuda"), is_packed=False)
+    assert "(transformer_engine is installed, but Megatron cannot import it)" in modules.reason
 
 
 def test_packs_that_ranks_share_are_not_given_to_transformer_engine(
     config: TransformerConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    monkeypatch.setattr(gpt_layer_specs, "HAVE_TE", True)
     config.context_parallel_size = 2
     # With dropout there is nothing to try on a GPU.
     config.attention_dropout = 0.1
