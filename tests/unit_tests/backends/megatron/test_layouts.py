@@ -150,6 +150,11 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for layout in DROPPING_OUT:
         dropout = {"hidden_dropout": 0.2, "attention_dropout": 0.2, **RECOMPUTED}
         jobs.append((str(folder / "dropout" / layout), "train", {**SHORT, **LAYOUTS[layout], **dropout}))
+    # The state of the embedding is saved behind a bucket that ends with padding.
+    padded = {**TIED, **PP2_VPP2, **DISTRIBUTED, "train_iters": 8, "save_interval": 4, "sft_packing": "best_fit"}
+    half = folder / "padded" / "primus" / "user" / "tiny" / "checkpoints" / "iter_0000004"
+    jobs.append((str(folder / "padded"), "train", padded))
+    jobs.append((str(folder / "padded, resumed"), "train", {**padded, "load": str(half)}))
     jobs.append((str(folder / "trap"), "gradients by batched messages", {**PP2_VPP2, "sft_packing": "best_fit"}))
     run_ranks(2, jobs)
     return folder
@@ -212,6 +217,11 @@ def test_dropout_runs_and_learns_in_every_layout(single: Path, two_ranks: Path, 
     without, losses = (read(folder, "lm_loss") for folder in (single / "no dropout", two_ranks / "dropout" / layout))
     assert losses == pytest.approx(without, abs=0.5)
     assert losses != pytest.approx(without, abs=1e-3)
+
+
+def test_a_resume_finds_the_optimizers_state_behind_the_padding_of_a_bucket(two_ranks: Path) -> None:
+    whole, resumed = (read(two_ranks / name, "lm_loss") for name in ("padded", "padded, resumed"))
+    assert resumed == whole[4:]
 
 
 def test_messages_between_two_stages_are_not_mixed_up(single: Path, two_ranks: Path) -> None:
