@@ -17,6 +17,7 @@ In the order a run passes through them:
     reporting/      metrics.jsonl, TensorBoard, W&B, the page of a run, and what a person sees meanwhile
     determinism     the same bits every time, also on a GPU
     stopping        a signal stops all ranks after the same step
+    utilization     useful operations per second, their share of the peak rate, peak memory
     training_run    the steps of a run, in this process
     trainer         the run itself, from a configuration to a trained model
     launch          several processes on this machine

@@ -70,6 +70,10 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "pipeline, tied": {**PIPELINE, "untie_embeddings_and_output_weights": False, "bf16": True},
     "pipeline, virtual stages": {**PIPELINE, "virtual_pipeline_model_parallel_size": 2},
     "context": {"context_parallel_size": 2, **SHARED},
+    "adapters": {"lora": {"enabled": True, "dim": 8}, **SHARED},
+    "adapters, tensor and sequence": {"lora": {"enabled": True, "dim": 8}, **TENSOR, "sequence_parallel": True},
+    "adapters on one layer": {"lora": {"enabled": True, "dim": 8, "target_modules": ["linear_qkv"]}, "bf16": True},
+    "adapters with dropout": {"lora": {"enabled": True, "dim": 8, "dropout": 0.1}},
 }
 
 

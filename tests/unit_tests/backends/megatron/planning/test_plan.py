@@ -9,6 +9,7 @@ import pytest
 
 from primus.backends.megatron.core.datasets.sft_dataset import SFTDataset
 from primus.backends.megatron.data.batches import rank_micro_batches, read_micro_batch
+from primus.backends.megatron.planning.devices import choose_machine
 from primus.backends.megatron.planning.plan import Plan, build_plan
 from primus.config import load_config
 from primus.config.schema import TrainConfig
@@ -110,7 +111,8 @@ def test_the_plan_fits_100_columns_even_for_a_large_model(rows: Path) -> None:
         overrides=[f"tokenizer_model={DATA / 'demo-tokenizer'}", f"sft_dataset_name={rows}", "hidden_size=65536"],
     )
     data = SFTDataset(str(rows), large.trainer.tokenizer_model, large.trainer.seq_length)
-    lines = build_plan(large, train=data, validation=data, world_size=128).lines()
+    machine = choose_machine(name=None, memory_gib=1234.5, peak_tflops=None, local=None)
+    lines = build_plan(large, train=data, validation=data, world_size=32, machine=machine).lines()
     assert max(map(len, lines + plan.lines())) <= 100
     text = "\n".join(lines)
     for what in (
@@ -122,6 +124,7 @@ def test_the_plan_fits_100_columns_even_for_a_large_model(rows: Path) -> None:
         "activations",
         "at work",
         "supervised",
+        "does NOT fit",
     ):
         assert what in text
 
