@@ -168,6 +168,8 @@ def _not_supported(config: Mapping[str, Any]) -> list[str]:
         problems.append("quantization_config: the weights are quantized; take the model's folder with full weights")
     rotary = _rotary(config)
     rope_type = _rope_type(rotary)
+    if rotary.get("partial_rotary_factor", 1.0) != 1.0:
+        problems.append(f"partial_rotary_factor is not 1, and {fixed['partial_rotary_factor'][1]}; {advice}")
     if rope_type not in {"default", "llama3"}:
         problems.append(
             f"rope_type is {rope_type!r}, and only default and llama3 are available; take the settings of the"

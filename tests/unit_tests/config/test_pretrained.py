@@ -162,6 +162,10 @@ def test_settings_of_each_family_are_understood(changes: dict[str, Any], expecte
         ({"mlp_bias": True}, "mlp_bias is True, and the linear layers of the MLP have no bias; take another model"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_type is 'yarn', and only default and llama3 are"),
         ({"rope_scaling": {**LLAMA3_ROPE, "high_freq_factor": 2.0}}, "high_freq_factor is 2.0, and Megatron fixes 4;"),
+        (
+            {"rope_parameters": {"partial_rotary_factor": 0.5}},
+            "partial_rotary_factor is not 1, and rotary positions turn",
+        ),
         ({"quantization_config": {"bits": 4}}, "quantization_config: the weights are quantized;"),
         ({"hidden_size": None}, "hidden_size: None is no whole number above 0; download the file again"),
         ({"attention_bias": True}, "attention_bias is True, and Llama's output projection would have one"),

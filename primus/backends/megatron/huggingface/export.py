@@ -73,11 +73,11 @@ def export_hf(
     folder = find_checkpoint(checkpoint)
     run = read_run(folder)
     with written_beside(output) as unfinished:
+        token_ids, generation = _write_tokenizer(unfinished, run=run, source=tokenizer or run.tokenizer_model)
         stored = StoredWeights(folder, prefixes=MODEL_PREFIXES)
         if adapter_only:
             write_peft(stored, run, output=unfinished)
-        token_ids, generation = _write_tokenizer(unfinished, run=run, source=tokenizer or run.tokenizer_model)
-        if not adapter_only:
+        else:
             config = model_config(
                 run.model, vocab_size=run.vocab_size, params_dtype=run.params_dtype, token_ids=token_ids
             )

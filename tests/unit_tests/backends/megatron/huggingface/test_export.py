@@ -282,6 +282,23 @@ def test_a_tokenizer_with_more_ids_than_rows_is_refused(tmp_path: Path, saved: P
         export_hf(broken, output=tmp_path / "out")
 
 
+def test_a_tokenizer_that_gives_other_ids_is_refused(tmp_path: Path, saved: Path) -> None:
+    run = json.loads((saved / "iter_0000020/run.json").read_text())
+    folder = tmp_path / "iter_0000020"
+    folder.mkdir()
+    for path in (saved / "iter_0000020").iterdir():
+        (folder / path.name).symlink_to(path)
+    (folder / "run.json").unlink()
+    (folder / "run.json").write_text(json.dumps({**run, "tokenizer_fingerprint": "other"}))
+    with pytest.raises(
+        CheckpointError, match=r"gives other ids than the one of training \(fingerprint \w+, and the run"
+    ):
+        export_hf(folder, output=tmp_path / "out")
+    own = load_tokenizer(DEMO_TOKENIZER).fingerprint
+    (folder / "run.json").write_text(json.dumps({**run, "tokenizer_fingerprint": own}))
+    export_hf(folder, output=tmp_path / "out")
+
+
 def test_a_folder_without_tensors_is_no_checkpoint(tmp_path: Path, saved: Path) -> None:
     broken = tmp_path / "iter_0000020"
     broken.mkdir()

@@ -20,8 +20,9 @@ from primus.backends.megatron.huggingface.export import export_hf
 from primus.backends.megatron.huggingface.import_hf import import_hf
 from primus.backends.megatron.model.gpt import build_model
 from primus.config.schema import TrainerConfig
-from primus.errors import CheckpointError, ConfigError
+from primus.errors import CheckpointError, ConfigError, TokenizerError
 from tests.unit_tests.backends.megatron.huggingface.pretrained_models import (
+    DEMO_TOKENIZER,
     MODELS,
     VOCAB_SIZE,
     some_tokens,
@@ -240,3 +241,13 @@ def test_a_window_limits_the_sequences(tmp_path: Path, caplog: pytest.LogCapture
     assert read_run(checkpoint).model.max_position_embeddings == 300
     assert "attention looks 300 positions back" in caplog.text
     torch.testing.assert_close(megatron_logits(checkpoint, some_tokens()), expected_BSV, atol=1e-4, rtol=0)
+
+
+def test_a_model_without_a_tokenizer_needs_one_to_leave(copy: Path, tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (copy / name).unlink()
+    import_hf(copy, output=tmp_path / "checkpoints")
+    with pytest.raises(TokenizerError, match=r"--tokenizer: is not given, and the model was imported without a token"):
+        export_hf(tmp_path / "checkpoints", output=tmp_path / "back")
+    export_hf(tmp_path / "checkpoints", output=tmp_path / "back", tokenizer=str(DEMO_TOKENIZER))
+    assert (tmp_path / "back/tokenizer.json").is_file()

@@ -23,8 +23,10 @@ LAYOUTS: dict[str, dict[str, object]] = {
     "tensor": {"tensor_model_parallel_size": 2},
     "sequence": {"tensor_model_parallel_size": 2, "sequence_parallel": True, "use_distributed_optimizer": True},
     "pipeline": {"pipeline_model_parallel_size": 2, "recompute_granularity": "full"},
+    "context": {"context_parallel_size": 2},
     "data": {"use_distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True},
 }
+FROM_ONE = ("tensor", "pipeline")
 SHARED: dict[str, object] = {
     **LORA,
     "untie_embeddings_and_output_weights": False,
@@ -119,10 +121,7 @@ def layouts(one: Path) -> Path:
     """Runs of two processes, from the same seed, and from the one process's step 4."""
     jobs = [(str(one.parent / name), "train", {**SHARED, **keys}) for name, keys in LAYOUTS.items()]
     half = {"load": str(checkpoints(one) / "iter_0000004")}
-    jobs += [
-        (str(one.parent / f"{name} from 4"), "train", {**SHARED, **LAYOUTS[name], **half})
-        for name in ("tensor", "pipeline")
-    ]
+    jobs += [(str(one.parent / f"{name} from 4"), "train", {**SHARED, **LAYOUTS[name], **half}) for name in FROM_ONE]
     run_two_processes(jobs)
     return one.parent
 
@@ -149,7 +148,7 @@ def test_each_layout_saves_the_same_adapters_over_the_same_model(layouts: Path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tensor", "pipeline"])
+@pytest.mark.parametrize("name", FROM_ONE)
 def test_adapters_are_loaded_at_another_layout(layouts: Path, name: str) -> None:
     expected = metrics(layouts / "one", "lm_loss")[4:]
     assert metrics(layouts / f"{name} from 4", "lm_loss") == pytest.approx(expected, abs=2e-6)
