@@ -4,7 +4,7 @@
     scripts/gpu_check [--model llama3.2_1B.yaml] [--seq-length 8192] [--steps 12] [--only NAME ...] [--output FILE]
 
 Each layout that fits on one GPU trains in a process of its own, in bfloat16 unless its name says otherwise, from random
-weights, on synthetic conversations (log-normal with a median of 400 tokens and a sigma of 0.9; the assistant wrote
+weights, on synthetic conversations (log-normal, median a twentieth of a pack, sigma 0.9; the assistant wrote
 60 %). Figures are medians over the steps behind the first ones, in which kernels are chosen and compiled.
 
 A useful token is a position that is not padding, and useful operations are those that these tokens need: nothing that

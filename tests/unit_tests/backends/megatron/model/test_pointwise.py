@@ -10,7 +10,8 @@ from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
 
 from primus.backends.megatron.model import pointwise
-from primus.backends.megatron.model.gpt import TargetsOnlyGPTModel, build_model
+from primus.backends.megatron.model.gpt import TargetsOnlyGPTModel, build_model, build_transformer_config
+from primus.backends.megatron.model.layers import build_layer_modules
 from primus.backends.megatron.model.pointwise import (
     RMSNorm,
     TurnedSelfAttention,
@@ -67,8 +68,8 @@ def test_the_norm_of_bfloat16_rounds_only_what_it_gives() -> None:
     narrow = [random(2, 4096).detach().bfloat16().requires_grad_(), random(4096).detach().bfloat16().requires_grad_()]
     wide = [x.detach().double().requires_grad_() for x in narrow]
     upstream = random(2, 4096).detach().bfloat16()
-    found = torch.autograd.grad(normalised(*narrow, 1e-5), narrow, upstream)
-    expected = torch.autograd.grad(normalised(*wide, 1e-5), wide, upstream.double())
+    found = torch.autograd.grad(normalised(narrow[0], narrow[1], 1e-5), narrow, upstream)
+    expected = torch.autograd.grad(normalised(wide[0], wide[1], 1e-5), wide, upstream.double())
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.dtype is torch.bfloat16
         torch.testing.assert_close(ours.double(), theirs, rtol=2**-8, atol=1e-4)
@@ -126,3 +127,17 @@ def test_a_model_computes_what_it_does_with_megatrons_attention(
     assert num_calls == (0 if qk_layernorm else trainer.num_layers)
     monkeypatch.setattr(TurnedSelfAttention, "forward", SelfAttention.forward)
     torch.testing.assert_close(found, logits_of(model), rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("joined")
+@pytest.mark.parametrize("has_triton", [False, True])
+def test_on_a_gpu_the_activation_is_the_one_that_megatron_compiles(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_triton: bool
+) -> None:
+    """Where its compiler is; else, and on a CPU, it is ours."""
+    config = build_transformer_config(tiny.tiny_config(tmp_path).trainer, device=CPU)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == "triton" and has_triton else None)
+    layer = build_layer_modules(config, device=torch.device("cuda"), is_packed=False).submodules.layer_specs[0]
+    assert config.bias_activation_fusion == has_triton
+    assert config.use_te_activation_func != has_triton
+    assert layer.submodules.mlp.submodules.activation_func is (None if has_triton else swiglu)
