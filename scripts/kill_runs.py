@@ -66,7 +66,7 @@ _KEYS = (
     *("sft_dataset_name=rows.jsonl", "sft_validation_dataset_name=heldout.jsonl"),
     *("save_interval=5", "eval_interval=20", "most_recent_k=2"),
 )
-_WAIT_S = 600.0
+_WAIT_S = 3600.0
 
 
 class Kill(NamedTuple):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from primus.backends.megatron.checkpoint.folder import RunFacts, read_run
-from primus.backends.megatron.checkpoint.start import Resume, Start, find_start
+from primus.backends.megatron.checkpoint.start import Resume, Start, started
 from primus.backends.megatron.data.batches import BatchSource, SequenceDataset
 from primus.backends.megatron.data.run_data import load_run_data
 from primus.backends.megatron.determinism import deterministic
@@ -24,7 +24,7 @@ from primus.config.schema import ModelKeys, TrainConfig, TrainerConfig
 from primus.errors import ConfigError
 from primus.sft.formatters import TEMPLATE, read_templates
 from primus.sft.streaming import IndexedStream
-from primus.sft.tokenizer import load_tokenizer
+from primus.sft.tokenizer import SFTTokenizer, load_tokenizer
 
 logger = logging.getLogger("primus")
 
@@ -69,8 +69,13 @@ def run_training(config: TrainConfig, *, resume: Resume = "auto") -> TrainingRes
         require_wandb()
     process = this_process()
     build_layout(config.trainer, world_size=process.world_size)
-    start = find_start(config, process=process, resume=resume)
-    tokenizer = load_tokenizer(source)
+    with started(config, process=process, resume=resume) as start:
+        return _train_from(start, config, process=process, tokenizer=load_tokenizer(source), source=source)
+
+
+def _train_from(
+    start: Start, config: TrainConfig, *, process: Process, tokenizer: SFTTokenizer, source: str
+) -> TrainingResult:
     data = load_run_data(config, tokenizer=tokenizer, is_first_rank=process.rank == 0, continues=start.continues)
     facts = TokenizerFacts(
         name=source,
@@ -119,7 +124,11 @@ def train_on(
     Returns:
         What the run left behind.
     """
-    start = start or find_start(config, process=process, resume="auto")
+    if start is None:
+        with started(config, process=process, resume="auto") as found:
+            return train_on(
+                config, process=process, train=train, validation=validation, tokenizer=tokenizer, start=found
+            )
     build_layout(config.trainer, world_size=process.world_size)
     vocabulary = build_vocabulary(
         _with_rows_of(start, config.trainer), tokenizer=tokenizer.name, num_ids=tokenizer.vocab_size

@@ -2,7 +2,8 @@
 """Where a run starts: at its own newest checkpoint that is whole, at what `load` names, or at random weights."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,7 @@ from primus.backends.megatron.checkpoint.folder import (
     name_newest,
     read_run,
 )
+from primus.backends.megatron.checkpoint.lock import folder_held
 from primus.backends.megatron.distributed import Process, briefly_connected, on_first_rank
 from primus.config.schema import TrainConfig
 from primus.errors import CheckpointError
@@ -45,15 +47,42 @@ class Start:
         return None if self.weights_only else self.folder
 
 
-def find_start(config: TrainConfig, *, process: Process, resume: Resume) -> Start:
-    """Decide where a run starts; all ranks call it together, before they read any data.
+@contextmanager
+def started(config: TrainConfig, *, process: Process, resume: Resume) -> Iterator[Start]:
+    """Decide where a run starts, and keep every other run out of its folder for the length of the block.
+
+    Args:
+        config: The run.
+        process: This process.
+        resume: As for `find_start`.
+
+    Yields:
+        Where it starts.
+
+    Raises:
+        CheckpointError: As for `find_start`, or if another run is in the folder.
+    """
+    with ExitStack() as held:
+        with briefly_connected(process, config.trainer):
+            try:
+                on_first_rank(lambda: held.enter_context(folder_held(config.exp_dir)))
+            except BlockingIOError as exc:
+                raise CheckpointError(
+                    f"{config.exp_dir}: {exc.strerror} trains in this folder; wait for its end, or choose another"
+                    " exp_name"
+                ) from exc
+            start = find_start(config, resume=resume)
+        yield start
+
+
+def find_start(config: TrainConfig, *, resume: Resume) -> Start:
+    """Decide where a run starts; all ranks call it together, connected, before they read any data.
 
     What an interrupted save has left in the run's folder is cleared away, and every file of the checkpoint is compared
     with its digest.
 
     Args:
         config: The run.
-        process: This process.
         resume: `auto` goes on from the newest checkpoint of the run's own folder, and begins where there is none;
             `must` refuses to begin; `never` refuses a folder that a run has written to.
 
@@ -63,27 +92,26 @@ def find_start(config: TrainConfig, *, process: Process, resume: Resume) -> Star
     Raises:
         CheckpointError: If `resume` and what the folder holds contradict each other, or no checkpoint is whole.
     """
-    with briefly_connected(process, config.trainer):
-        save = config.trainer.save or config.exp_dir / "checkpoints"
-        if resume == "never":
-            _refuse_used_folders(config, save=save)
-        for name in on_first_rank(lambda: clear_unfinished(save)):
-            logger.info("%s: was not written to its end, and is cleared away", save / name)
-        own = on_first_rank(lambda: complete_folders(save))
-        _check_load(config, save=save, own=own)
-        if own:
-            return Start(folder=_newest_whole(own), weights_only=False)
-        if resume == "must":
-            raise CheckpointError(f"{save}: holds no checkpoint to go on from; start the run with --resume auto")
-        load = config.trainer.load
-        if load is None or (not load.exists() and _is_inside(load, save)):
-            return Start(folder=None, weights_only=False)
-        folder = find_checkpoint(load)
-        read_run(folder)
-        damaged = _damages(folder)
-        if damaged:
-            raise CheckpointError(f"{folder}: is damaged ({_named(damaged)}); load another checkpoint")
-        return Start(folder=folder, weights_only=config.trainer.finetune)
+    save = config.trainer.save or config.exp_dir / "checkpoints"
+    if resume == "never":
+        _refuse_used_folders(config, save=save)
+    for name in on_first_rank(lambda: clear_unfinished(save)):
+        logger.info("%s: was not written to its end, and is cleared away", save / name)
+    own = on_first_rank(lambda: complete_folders(save))
+    _check_load(config, save=save, own=own)
+    if own:
+        return Start(folder=_newest_whole(own), weights_only=False)
+    if resume == "must":
+        raise CheckpointError(f"{save}: holds no checkpoint to go on from; start the run with --resume auto")
+    load = config.trainer.load
+    if load is None or (not load.exists() and _is_inside(load, save)):
+        return Start(folder=None, weights_only=False)
+    folder = find_checkpoint(load)
+    read_run(folder)
+    damaged = _damages(folder)
+    if damaged:
+        raise CheckpointError(f"{folder}: is damaged ({_named(damaged)}); load another checkpoint")
+    return Start(folder=folder, weights_only=config.trainer.finetune)
 
 
 def _refuse_used_folders(config: TrainConfig, *, save: Path) -> None:

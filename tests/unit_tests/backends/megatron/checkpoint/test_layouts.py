@@ -63,7 +63,7 @@ def run_two_processes(jobs: list[tuple[str, str, dict[str, object]]]) -> None:
     command = [*torchrun, str(TINY_RUN), json.dumps(jobs)]
     launcher = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:
-        _, said = launcher.communicate(timeout=540)
+        _, said = launcher.communicate(timeout=840)
     except subprocess.TimeoutExpired:
         # It ends its ranks.
         launcher.terminate()
@@ -79,7 +79,7 @@ def read(folder: Path, name: str) -> list[float]:
     return [line[name] for line in map(json.loads, lines) if name in line]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_checkpoint_of_one_layout_is_gone_on_from_in_another(runs: Path, optimizer: str, layout: str) -> None:

@@ -4,14 +4,17 @@
 import logging
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from primus.backends.megatron.checkpoint import start as start_module
 from primus.backends.megatron.checkpoint.folder import LATEST_FILE
-from primus.backends.megatron.checkpoint.start import Resume, Start, find_start
+from primus.backends.megatron.checkpoint.lock import folder_held
+from primus.backends.megatron.checkpoint.start import Resume, Start, find_start, started
 from primus.backends.megatron.distributed import this_process
 from primus.errors import CheckpointError
 
@@ -35,9 +38,9 @@ def save_of(workspace: Path) -> Path:
 
 
 @pytest.fixture
-def find(tiny: ModuleType) -> Callable[..., Start]:
+def find(tiny: ModuleType, joined: None) -> Callable[..., Start]:
     def find(workspace: Path, *, resume: Resume = "auto", **keys: Any) -> Start:
-        return find_start(tiny.tiny_config(workspace, **keys), process=this_process(), resume=resume)
+        return find_start(tiny.tiny_config(workspace, **keys), resume=resume)
 
     return find
 
@@ -141,3 +144,19 @@ def test_what_an_interrupted_save_left_is_cleared_away(
         assert find(workspace).folder == save / "iter_0000006"
     assert "iter_0000008: was not written to its end, and is cleared away" in caplog.text
     assert not list(save.glob(".*"))
+
+
+def test_a_second_run_is_kept_out_of_the_folder(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny.tiny_config(tmp_path)
+    with started(config, process=this_process(), resume="auto") as start:
+        assert start.folder is None
+        with pytest.raises(BlockingIOError, match=r"process \d+ on "), folder_held(config.exp_dir, wait_s=0):
+            pass
+        monkeypatch.setattr(start_module, "folder_held", partial(folder_held, wait_s=0))
+        message = r"tiny: process \d+ on .* trains in this folder; wait for its end, or choose another exp_name"
+        with pytest.raises(CheckpointError, match=message), started(config, process=this_process(), resume="auto"):
+            pass
+    with started(config, process=this_process(), resume="auto"):
+        pass
