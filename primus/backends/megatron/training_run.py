@@ -38,7 +38,7 @@ from primus.backends.megatron.reporting.metrics import (
 )
 from primus.backends.megatron.step import StepOutcome, TrainingStep
 from primus.backends.megatron.stopping import StopRequest, stop_signals_noted
-from primus.backends.megatron.utilization import UtilizationMeter
+from primus.backends.megatron.utilization import UtilizationMeter, log_memory_estimate
 from primus.config.schema import TrainConfig, TrainerConfig
 from primus.errors import TrainingError
 from primus.sft.order import SequenceOrder
@@ -110,6 +110,10 @@ class TrainingRun:
         global_batch, self.train_iters = _steps(trainer, train)
         # Each batch is asked for twice: when it is loaded ahead, and when it is trained.
         self._global_batch = lru_cache(maxsize=2 + AHEAD_PER_WORKER * trainer.num_workers)(global_batch)
+        if process.rank == 0:
+            log_memory_estimate(
+                trainer, vocab_size=facts.vocab_size, device=process.device, world_size=process.world_size
+            )
         seed_weights(trainer.seed)
         self._model = build_model(
             trainer,

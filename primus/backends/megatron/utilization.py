@@ -17,7 +17,10 @@ import torch
 from primus.backends.megatron.data.batches import BatchSource, IntArray
 from primus.backends.megatron.planning.devices import GIB, gpu_of_device
 from primus.backends.megatron.planning.flops import count_flops
+from primus.backends.megatron.planning.layout import build_layout
+from primus.backends.megatron.planning.memory import BatchShape, estimate_memory
 from primus.backends.megatron.planning.parameter_count import count_adapters
+from primus.backends.megatron.planning.search import model_shape, recompute_of, sizes_of
 from primus.config.schema import TrainerConfig
 
 logger = logging.getLogger("primus")
@@ -109,6 +112,43 @@ def _peak_tflops(device: torch.device, *, bf16: bool) -> float | None:
         logger.info("mfu: the peak rate %s is not known, so it is not written; sft_peak_tflops gives it", why)
         return None
     return gpu.peak_tflops
+
+
+def log_memory_estimate(trainer: TrainerConfig, *, vocab_size: int, device: torch.device, world_size: int) -> None:
+    """Say what the fullest rank will take at most, before the first step; warn if its GPU has less.
+
+    Args:
+        trainer: The trainer module of the run.
+        vocab_size: Rows of the embedding that stand for a token.
+        device: Where this rank computes.
+        world_size: How many ranks there are.
+    """
+    layout = build_layout(trainer, world_size=world_size)
+    estimate = estimate_memory(
+        model_shape(trainer, used_vocab_size=vocab_size),
+        sizes=sizes_of(trainer, layout),
+        batch=BatchShape(
+            micro_batch_size=trainer.micro_batch_size,
+            num_micro_batches=layout.num_micro_batches,
+            seq_length=trainer.seq_length,
+            num_targets=trainer.seq_length,
+            is_packed=trainer.packing != "none",
+        ),
+        use_distributed_optimizer=trainer.use_distributed_optimizer,
+        recompute=recompute_of(trainer),
+    )
+    logger.info(
+        "memory: at most %.3g GiB on a rank, as estimated for full sequences in which every position is trained",
+        estimate.total / GIB,
+    )
+    gpu = local_gpu() if device.type == "cuda" else None
+    if gpu is not None and estimate.total > gpu[1] * GIB:
+        logger.warning(
+            "memory: full sequences would take %.0f GiB, and the GPU has %.0f; --dry-run tells what this data takes,"
+            " and which layouts fit",
+            estimate.total / GIB,
+            gpu[1],
+        )
 
 
 def local_gpu() -> tuple[str, float] | None:

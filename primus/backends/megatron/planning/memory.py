@@ -309,7 +309,7 @@ def _layer_at_work(model: ModelShape, *, positions: int, sizes: ParallelSizes) -
     That is in the MLP, and counted in its width F: three, the gradients of both halves of `linear_fc1` and what they
     are made of less what has been let go of, and the gradient of the matrix of `linear_fc2`, before it is added to the
     others'; or two, and the gradient of `linear_fc1`. Besides there is one gradient of width H, and with sequence
-    parallelism an input and its gradient of all tensor-parallel ranks.
+    parallelism the same one of all tensor-parallel ranks.
     """
     keys = model.keys
     ffn = keys.ffn_hidden_size / sizes.tensor
@@ -319,7 +319,7 @@ def _layer_at_work(model: ModelShape, *, positions: int, sizes: ParallelSizes) -
     in_ffn = ffn * max((halves + 1) * positions + matrix, halves * (positions + matrix))
     in_hidden = positions * _residual_width(keys, sizes=sizes)
     if sizes.sequence_parallel:
-        in_hidden += 2 * positions * keys.hidden_size
+        in_hidden += positions * keys.hidden_size
     return (in_ffn + in_hidden) * model.element_bytes
 
 

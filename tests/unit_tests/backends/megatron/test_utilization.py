@@ -2,6 +2,8 @@
 """What a run says of its use of the device is what its tokens need, its time and its memory."""
 
 import json
+import logging
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -10,7 +12,8 @@ import pytest
 import torch
 
 from primus.backends.megatron.planning.flops import count_flops
-from primus.backends.megatron.utilization import UtilizationMeter
+from primus.backends.megatron.planning.parameter_count import count_parameters
+from primus.backends.megatron.utilization import UtilizationMeter, log_memory_estimate
 
 
 @pytest.mark.parametrize("packing", ["none", "best_fit"])
@@ -44,6 +47,20 @@ def test_a_cpu_has_no_peak_rate_unless_one_is_given(tiny: ModuleType, tmp_path: 
     (line,) = map(json.loads, result.metrics_path.read_text().splitlines())
     assert line["mfu"] is None
     assert line["tflops_per_device"] > 0
+
+
+def test_a_run_says_before_its_first_step_what_it_will_take(
+    tiny: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="primus")
+    trainer = tiny.tiny_config(tmp_path, num_layers=32, hidden_size=4096, ffn_hidden_size=16384).trainer
+    log_memory_estimate(trainer, vocab_size=128256, device=torch.device("cpu"), world_size=1)
+    (message,) = caplog.messages
+    weights = count_parameters(trainer, padded_vocab_size=128256).total
+    said = re.match(r"memory: at most ([\d.]+) GiB on a rank", message)
+    assert said is not None
+    # In float32 there are 16 bytes for each weight, and next to nothing for sequences of 32 positions.
+    assert float(said[1]) == pytest.approx(16 * weights / 2**30, rel=0.02)
 
 
 def test_adapters_count_with_what_they_need(tiny: ModuleType, tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tensor": TENSOR,
     "tensor, bfloat16": {**TENSOR, "bf16": True},
     "tensor and sequence": {**TENSOR, "sequence_parallel": True, "bf16": True},
+    "tensor and sequence, float32": {**TENSOR, "sequence_parallel": True},
     "pipeline": PIPELINE,
     "pipeline, tied": {**PIPELINE, "untie_embeddings_and_output_weights": False, "bf16": True},
     "pipeline, virtual stages": {**PIPELINE, "virtual_pipeline_model_parallel_size": 2},
