@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def run_ranks(num_ranks: int, jobs: Sequence[tuple[str, str, Keys]]) -> None:
     assert not said
 
 
-def read(folder: Path, name: str) -> list[float]:
+def read(folder: Path, name: str) -> list[Any]:
     lines = (folder / "primus" / "user" / "tiny" / "logs" / "metrics.jsonl").read_text().splitlines()
     return [line[name] for line in map(json.loads, lines) if name in line]
 
@@ -85,6 +86,13 @@ def assert_trains_the_same(found: Path, expected: Path) -> None:
         assert read(found, name) == pytest.approx(read(expected, name), abs=tolerance), name
     for name in ("batch_hash", "supervised_tokens", "tokens", "consumed_samples", "learning_rate"):
         assert read(found, name) == read(expected, name), name
+    for name in ("loss_by_turn", "validation_loss_by_role", "validation_loss_by_source"):
+        ours, theirs = (
+            [(group, loss["targets"], loss["loss"]) for line in read(folder, name) for group, loss in line.items()]
+            for folder in (found, expected)
+        )
+        assert [told[:2] for told in ours] == [told[:2] for told in theirs], name
+        assert [told[2] for told in ours] == pytest.approx([told[2] for told in theirs], abs=1e-5), name
 
 
 def load(folder: Path, rank: int) -> Arrays:
