@@ -241,6 +241,9 @@ class _Results:
     def get_nowait(self) -> Any:
         """Called when it has ended.
 
+        Returns:
+            What it put.
+
         Raises:
             queue.Empty: If it has put nothing.
         """
