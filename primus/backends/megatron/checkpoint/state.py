@@ -84,17 +84,23 @@ def load_checkpoint(
 def _load_weights(
     folder: Path, *, model: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer, has_adapters: bool
 ) -> None:
-    """Load the weights; adapters that the checkpoint lacks stay as they were drawn."""
-    request = _sharded_weights(model)
-    if not has_adapters:
-        request = {
-            chunk: {name: share for name, share in shares.items() if MARK not in name}
-            for chunk, shares in request.items()
-        }
+    """Load the weights.
+
+    Adapters that the checkpoint lacks stay as they were drawn. What layers keep beside their weights stays, too: which
+    of them keep something depends on whether they are Transformer Engine's.
+    """
+
+    def stays(name: str) -> bool:
+        return name.endswith("_extra_state") or (MARK in name and not has_adapters)
+
+    request = {
+        chunk: {name: share for name, share in shares.items() if not stays(name)}
+        for chunk, shares in _sharded_weights(model).items()
+    }
     state = _read(folder, request)
     for number, chunk in enumerate(model):
-        drawn = {name: value for name, value in chunk.module.state_dict().items() if MARK in name}
-        state[f"model{number}"] = {**drawn, **state[f"model{number}"]}
+        kept = {name: value for name, value in chunk.module.state_dict().items() if stays(name)}
+        state[f"model{number}"] = {**kept, **state[f"model{number}"]}
     _give_weights(model, state)
     # The float32 copies of bfloat16 weights, and the shards of the distributed optimizer, were made before.
     optimizer.reload_model_params()
