@@ -277,7 +277,7 @@ def _memory_lines(plan: Plan) -> list[str]:
     dtype = "bfloat16" if trainer.bf16 else "float32"
     state = "Adam's moments, float32 weights" if trainer.bf16 else "Adam's moments"
     num_shards = plan.layout.data_parallel_size * trainer.context_parallel_size
-    shared = f"; shared by {num_shards} ranks" if trainer.use_distributed_optimizer else ""
+    shared = f"; shared by {num_shards} ranks" if trainer.use_distributed_optimizer and num_shards > 1 else ""
     size = f"{trainer.micro_batch_size} x {plan.widest:,} positions"
     recomputed = f"{_gib(plan.activations_recomputed)} with full recomputation"
     kept = f"{_gib(plan.activations_kept)} without recomputation"
