@@ -240,7 +240,7 @@ class TrainingRun:
         return self._trainer.save or self._config.exp_dir / "checkpoints"
 
     def _make_step(self, batch_G: IntArray, micro_batches: Iterator[MicroBatch], *, iteration: int) -> StepOutcome:
-        if self._trainer.attention_dropout or self._trainer.hidden_dropout:
+        if _draws_random_numbers(self._trainer):
             seed_dropout(self._trainer.seed, iteration=iteration)
         outcome = self._step.run(batch_G, micro_batches, iteration=iteration)
         if outcome.grad_norm is None:
@@ -340,6 +340,11 @@ def _steps(trainer: TrainerConfig, train: SequenceDataset | IndexedStream) -> tu
         sources=train.shares,
     )
     return order.global_batch, num_steps(trainer, num_sequences=order.sequences_per_epoch)
+
+
+def _draws_random_numbers(trainer: TrainerConfig) -> bool:
+    lora_dropout = trainer.lora.dropout if trainer.lora.enabled else 0.0
+    return bool(trainer.attention_dropout or trainer.hidden_dropout or lora_dropout)
 
 
 def _is_due(iteration: int, interval: int) -> bool:

@@ -89,6 +89,15 @@ def test_a_run_goes_on_exactly(tiny: ModuleType, one: Path, tmp_path: Path) -> N
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize("position", ["pre", "post"])
+def test_a_run_that_drops_out_inside_adapters_goes_on_exactly(tiny: ModuleType, tmp_path: Path, position: str) -> None:
+    lora = {"enabled": True, "dim": 4, "alpha": 8, "dropout": 0.5, "dropout_position": position}
+    keys: dict[str, Any] = {**SHARED, "lora": lora, "train_iters": 4, "save_interval": 2}
+    tiny.run_tiny(tiny.tiny_config(tmp_path / "whole", **keys))
+    tiny.run_tiny(tiny.tiny_config(tmp_path / "half", **keys, load=checkpoints(tmp_path / "whole") / "iter_0000002"))
+    assert metrics(tmp_path / "half", "lm_loss") == metrics(tmp_path / "whole", "lm_loss")[2:]
+
+
 def test_only_the_layers_that_are_named_have_adapters(tiny: ModuleType, tmp_path: Path) -> None:
     lora = {"enabled": True, "dim": 2, "target_modules": ["linear_proj"], "dropout": 0.5, "dropout_position": "post"}
     result = tiny.run_tiny(tiny.tiny_config(tmp_path, lora=lora, train_iters=3))
