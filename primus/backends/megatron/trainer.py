@@ -20,6 +20,7 @@ from primus.backends.megatron.reporting.recording import recorded
 from primus.backends.megatron.reporting.run_page import write_run_page
 from primus.backends.megatron.reporting.wandb_curves import require_wandb
 from primus.backends.megatron.training_run import TrainingResult, TrainingRun
+from primus.config.hugging_face import read_hugging_face_config
 from primus.config.schema import ModelKeys, TrainConfig, TrainerConfig
 from primus.errors import ConfigError
 from primus.sft.formatters import TEMPLATE, read_templates
@@ -133,7 +134,7 @@ def train_on(
     vocabulary = build_vocabulary(
         _with_rows_of(start, config.trainer), tokenizer=tokenizer.name, num_ids=tokenizer.vocab_size
     )
-    facts = _run_facts(config.trainer, vocabulary=vocabulary, tokenizer=tokenizer, train=train)
+    facts = _run_facts(start, config.trainer, vocabulary=vocabulary, tokenizer=tokenizer, train=train)
     with deterministic(is_on=config.trainer.deterministic_mode), joined_processes(process, config.trainer):
         run = TrainingRun(config, process=process, train=train, validation=validation, facts=facts, start=start)
         first = run.load()
@@ -151,9 +152,23 @@ def _with_rows_of(start: Start, trainer: TrainerConfig) -> TrainerConfig:
     return trainer.model_copy(update={"vocab_size": read_run(start.folder).vocab_size})
 
 
+def _pretrained(start: Start, trainer: TrainerConfig) -> tuple[str | None, str | None]:
+    """Which Hugging Face model the weights began as, and of which family."""
+    if start.folder is not None:
+        saved = read_run(start.folder)
+        # What another run has trained is that model no longer.
+        is_same = start.continues is not None or saved.iteration == 0
+        return saved.hf_path if is_same else None, saved.model_type
+    if trainer.hf_path is None:
+        return None, None
+    folder = Path(trainer.hf_path)
+    return str(folder.resolve()), read_hugging_face_config(folder).get("model_type")
+
+
 def _run_facts(
-    trainer: TrainerConfig, *, vocabulary: Vocabulary, tokenizer: TokenizerFacts, train: BatchSource
+    start: Start, trainer: TrainerConfig, *, vocabulary: Vocabulary, tokenizer: TokenizerFacts, train: BatchSource
 ) -> RunFacts:
+    hf_path, model_type = _pretrained(start, trainer)
     return RunFacts(
         iteration=0,
         consumed_samples=0,
@@ -174,5 +189,6 @@ def _run_facts(
         sft_packing=trainer.packing,
         tokenizer_fingerprint=tokenizer.fingerprint,
         lora=trainer.lora if trainer.lora.enabled else None,
-        hf_path=trainer.hf_path,
+        hf_path=hf_path,
+        model_type=model_type,
     )

@@ -188,4 +188,4 @@ def test_adapters_have_layers_to_stand_beside(problems: Problems, modules: str, 
         f"command line: lora.target_modules: {problem}; there are linear_qkv, linear_proj, linear_fc1, linear_fc2"
     )
     assert problems("hf_path=hf", "lora.enabled=true", f"lora.target_modules={modules}") == [expected]
-    assert load_config("run.yaml", overrides=["hf_path=hf", f"lora.target_modules={modules}"]).trainer.lora
+    load_config("run.yaml", overrides=["hf_path=hf", f"lora.target_modules={modules}"])  # without adapters

@@ -76,6 +76,8 @@ class RunFacts:
     """The adapters; None if all weights are trained."""
     hf_path: str | None = None
     """The Hugging Face folder that the run started from."""
+    model_type: str | None = None
+    """The family of the pretrained model, in Hugging Face's words."""
     owes_evaluation: bool = False
     """Whether a signal came before the evaluation that was due after the step."""
 

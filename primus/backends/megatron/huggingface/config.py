@@ -16,7 +16,14 @@ from primus.errors import CheckpointError
 _NO_WINDOW: dict[str, Any] = {"use_sliding_window": False, "sliding_window": None}
 
 
-def model_config(model: ModelKeys, *, vocab_size: int, params_dtype: str, token_ids: dict[str, Any]) -> dict[str, Any]:
+def model_config(
+    model: ModelKeys,
+    *,
+    vocab_size: int,
+    params_dtype: str,
+    token_ids: dict[str, Any],
+    model_type: str | None = None,
+) -> dict[str, Any]:
     """The content of `config.json`.
 
     Args:
@@ -24,24 +31,26 @@ def model_config(model: ModelKeys, *, vocab_size: int, params_dtype: str, token_
         vocab_size: Rows of the embedding without Megatron's padding.
         params_dtype: `float32` or `bfloat16`, the type of the weights in the folder.
         token_ids: `special_token_ids`' result.
+        model_type: The family of the pretrained model, if there was one.
 
     Returns:
-        A configuration for LlamaForCausalLM, for Qwen2ForCausalLM if the model has query, key and value biases, or
-        for Qwen3ForCausalLM if it normalises queries and keys.
+        A configuration for LlamaForCausalLM, or for MistralForCausalLM if the model was one and has scaled no rotary
+        positions, which is the same; for Qwen2ForCausalLM if the model has query, key and value biases, or for
+        Qwen3ForCausalLM if it normalises queries and keys.
 
     Raises:
         CheckpointError: If no architecture of `transformers` has the model's shape.
     """
     heads = HeadLayout.of(model)
-    architecture, model_type = _architecture(model)
-    if model_type == "llama" and model.hidden_size % model.num_attention_heads:
+    architecture, own_type = _architecture(model, pretrained=model_type)
+    if own_type == "llama" and model.hidden_size % model.num_attention_heads:
         raise CheckpointError(
             f"model: LlamaForCausalLM needs a hidden_size ({model.hidden_size}) that is a multiple of "
             f"num_attention_heads ({model.num_attention_heads}); no Hugging Face model has this shape"
         )
     return {
         "architectures": [architecture],
-        "model_type": model_type,
+        "model_type": own_type,
         "vocab_size": vocab_size,
         "hidden_size": model.hidden_size,
         "intermediate_size": model.ffn_hidden_size,
@@ -55,7 +64,7 @@ def model_config(model: ModelKeys, *, vocab_size: int, params_dtype: str, token_
         "rms_norm_eps": model.norm_epsilon,
         "attention_dropout": model.attention_dropout,
         "tie_word_embeddings": not model.untie_embeddings_and_output_weights,
-        **_biases(model, model_type=model_type),
+        **_biases(model, model_type=own_type),
         **_rotary(model),
         "use_cache": True,
         "dtype": params_dtype,
@@ -105,11 +114,13 @@ def generation_config(*, token_ids: dict[str, Any], stop_strings: tuple[str, ...
     return {**token_ids, **({"stop_strings": list(stop_strings)} if stop_strings else {})}
 
 
-def _architecture(model: ModelKeys) -> tuple[str, str]:
+def _architecture(model: ModelKeys, *, pretrained: str | None) -> tuple[str, str]:
     if model.qk_layernorm:
         return "Qwen3ForCausalLM", "qwen3"
     if model.add_qkv_bias:
         return "Qwen2ForCausalLM", "qwen2"
+    if pretrained == "mistral" and not model.use_rope_scaling:
+        return "MistralForCausalLM", "mistral"
     return "LlamaForCausalLM", "llama"
 
 
@@ -117,6 +128,8 @@ def _biases(model: ModelKeys, *, model_type: str) -> dict[str, Any]:
     """Which linear layers have a bias (Qwen2's are fixed by its name), and that attention looks at everything."""
     if model_type == "llama":
         return {"attention_bias": False, "mlp_bias": False}
+    if model_type == "mistral":
+        return {"sliding_window": None}
     if model_type == "qwen3":
         return {"attention_bias": model.add_qkv_bias, **_NO_WINDOW}
     return _NO_WINDOW

@@ -79,7 +79,11 @@ def export_hf(
             write_peft(stored, run, output=unfinished)
         else:
             config = model_config(
-                run.model, vocab_size=run.vocab_size, params_dtype=run.params_dtype, token_ids=token_ids
+                run.model,
+                vocab_size=run.vocab_size,
+                params_dtype=run.params_dtype,
+                token_ids=token_ids,
+                model_type=run.model_type,
             )
             _write_json(unfinished / CONFIG_FILE, config)
             _write_json(unfinished / "generation_config.json", generation)

@@ -96,6 +96,8 @@ def import_hf(source: Path, *, output: Path, tokenizer: str | None = None) -> Pa
                 seed=0,
                 global_batch_size=1,
                 sft_length_bucket=0,
+                hf_path=str(source.resolve()),
+                model_type=str(config["model_type"]),
             ),
         )
     except (OSError, CheckpointException) as exc:

@@ -64,6 +64,7 @@ def test_logits_are_those_of_transformers_and_the_way_back_changes_no_bit(name: 
     assert same_bits(weights_in(tmp_path / "hf"), weights_in(tmp_path / "back"))
     model, report = AutoModelForCausalLM.from_pretrained(tmp_path / "back", output_loading_info=True)
     assert not any(report.values()), report
+    assert model.config.model_type == MODELS[name]["model_type"]
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(some_tokens()).logits, expected_BSV, atol=1e-5, rtol=0)
 

@@ -39,6 +39,8 @@ def written_by(run: Path) -> Path:
 def same_weights(checkpoints: Path, source: Path) -> bool:
     output = checkpoints.parent / "exported"
     export_hf(checkpoints, output=output, tokenizer=str(DEMO_TOKENIZER))
+    kinds = {read_hugging_face_config(folder)["model_type"] for folder in (source, output)}
+    assert len(kinds) == 1
     return same_bits(weights_in(source), weights_in(output))
 
 
@@ -57,7 +59,8 @@ def test_a_run_starts_from_the_folder_or_from_its_checkpoint(
     for name, start in starts.items():
         tiny.run_tiny(tiny.tiny_config(tmp_path / name, **{**keys, **start}))
         assert same_weights(written_by(tmp_path / name), tmp_path / "hf"), name
-        assert read_run(written_by(tmp_path / name) / "iter_0000001").vocab_size == VOCAB_SIZE
+        saved = read_run(written_by(tmp_path / name) / "iter_0000001")
+        assert (saved.vocab_size, saved.hf_path, saved.model_type) == (VOCAB_SIZE, str(tmp_path / "hf"), "qwen3")
     first, second = (
         json.loads((tmp_path / name / "primus/user/tiny/logs/metrics.jsonl").read_text().splitlines()[0])["lm_loss"]
         for name in starts
