@@ -146,7 +146,7 @@ def briefly_connected(process: Process, trainer: TrainerConfig) -> Iterator[None
 @lru_cache(maxsize=1)
 def _common_store(timeout: timedelta) -> Store:
     """Where the processes of the run find each other. It stays, as the first one serves it to the others."""
-    store, _, _ = next(rendezvous("env://", timeout=timeout))
+    store: Store = next(rendezvous("env://", timeout=timeout))[0]
     return store
 
 
@@ -154,9 +154,7 @@ def _connect(process: Process, *, timeout: timedelta, backend: str | None = None
     backend = backend or ("gloo" if process.device.type == "cpu" else "nccl")
     # A process of its own has no address to agree on, so that runs beside each other never meet; and a second group of
     # the same processes finds the keys of the first one in their store.
-    store = (
-        HashStore() if process.world_size == 1 else PrefixStore(f"run_{next(_run_numbers)}", _common_store(timeout))
-    )
+    store = HashStore() if process.world_size == 1 else PrefixStore(f"run_{next(_run_numbers)}", _common_store(timeout))
     torch.distributed.init_process_group(
         backend,
         store=store,
