@@ -9,13 +9,13 @@ this rank's files and hashes them. When all ranks' have ended, the folder gets i
 import ctypes
 import logging
 import os
-import pickle
 import queue
 import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -235,7 +235,7 @@ class _Results:
 
     def put(self, result: object) -> None:
         """Called in the forked process."""
-        pickle.dump(result, self._file)
+        self._file.write(ForkingPickler.dumps(result))  # as multiprocessing sends it
         self._file.flush()
 
     def get_nowait(self) -> Any:
@@ -248,12 +248,11 @@ class _Results:
             queue.Empty: If it has put nothing.
         """
         self._file.seek(0)
-        try:
-            return pickle.load(self._file)  # noqa: S301 - a file without a name, of a process of ours
-        except EOFError as exc:
-            raise queue.Empty from exc
-        finally:
-            self._file.close()
+        content = self._file.read()
+        self._file.close()
+        if not content:
+            raise queue.Empty
+        return ForkingPickler.loads(content)
 
 
 def _all_digests(partial: Path) -> dict[str, FileDigest]:

@@ -24,14 +24,15 @@ _silu_backward = torch.ops.aten.silu_backward
 
 class _Normalised(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()
         scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.size(-1)).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        return (wide * scale).mul_(weight).to(x.dtype)
+        output: Tensor = (wide * scale).mul_(weight).to(x.dtype)
+        return output
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors  # type: ignore[attr-defined]
         wide_weight = weight.to(scale.dtype)
         normal = x * scale
@@ -57,24 +58,25 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        self._epsilon = eps
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension; shape [..., H]."""
         if x.device.type != "cpu":
             return super().forward(x)
-        return normalised(x, self.weight, self.eps)
+        return normalised(x, self.weight, self._epsilon)
 
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, gate_and_up: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: FunctionCtx, gate_and_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_and_up)
         gate, up = gate_and_up.chunk(2, dim=-1)
         return silu(gate).mul_(up)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
         (gate_and_up,) = ctx.saved_tensors  # type: ignore[attr-defined]
         gate, up = gate_and_up.chunk(2, dim=-1)
         # Written where it belongs, so that nothing has to be put together.
@@ -100,7 +102,7 @@ def swiglu(gate_and_up: Tensor) -> Tensor:
 
 class _SplitAndTurn(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: FunctionCtx, mixed_SBGE: Tensor, cos: Tensor, sin: Tensor, width: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(cos, sin)
@@ -119,7 +121,7 @@ class _SplitAndTurn(torch.autograd.Function):
         return turned_query.flatten(2, 3), turned_key.squeeze(3), copied_value.squeeze(3)
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: FunctionCtx, grad_query: Tensor, grad_key: Tensor, grad_value: Tensor
     ) -> tuple[Tensor, None, None, None]:
         cos, sin = ctx.saved_tensors  # type: ignore[attr-defined]

@@ -35,7 +35,8 @@ def describe(metrics: Metrics) -> str:
         The line.
 
     Examples:
-        >>> describe(EvaluationMetrics(iteration=200, validation_loss=0.51234, consumed_samples=2400))
+        >>> groups = {f"validation_loss_by_{name}": {} for name in ("turn", "role", "source")}
+        >>> describe(EvaluationMetrics(iteration=200, validation_loss=0.51234, consumed_samples=2400, **groups))
         'step 200 | validation loss 0.5123'
     """
     if isinstance(metrics, EvaluationMetrics):

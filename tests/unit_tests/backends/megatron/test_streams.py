@@ -13,10 +13,10 @@ from primus.backends.megatron.trainer import run_training
 from primus.chat.conversations import SourceOptions
 from primus.config.schema import TrainConfig
 from primus.errors import CheckpointError, DataError
+from primus.sft.batch_encoding import ShardEncoder
 from primus.sft.formatters import OpenAIMessagesFormatter
 from primus.sft.options import EncodingOptions
 from primus.sft.recipe import Encoder
-from primus.sft.batch_encoding import ShardEncoder
 from primus.sft.streaming import StreamingDataset
 from primus.sft.tokenizer import load_tokenizer
 from tests.unit_tests.sft.conftest import byte_level

@@ -245,7 +245,7 @@ def _duration(seconds: float) -> str:
 
     Examples:
         >>> _duration(42), _duration(754), _duration(10000)
-        ('42 s', '12 min 34 s', '2 h 47 min')
+        ('42 s', '12 min 34 s', '2 h 46 min')
     """
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 1:
