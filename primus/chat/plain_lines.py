@@ -7,6 +7,7 @@ a key that stands twice it takes the last. Each key has its quotation marks, so 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import msgspec
 
@@ -39,16 +40,20 @@ class PlainLines:
     """Usual rows, one per line.
 
     Attributes:
-        batch: The lines.
+        batch: Where they stand.
+        lines: The lines, without their ends.
         roles: Who speaks, of the messages of all rows, one row's behind another's.
         contents: What is said.
         num_messages: How many messages each row has.
+        first_messages: Which of all messages is the first of each row.
     """
 
     batch: RowBatch
+    lines: Sequence[bytes]
     roles: Sequence[Role]
     contents: Sequence[str]
     num_messages: Sequence[int]
+    first_messages: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.num_messages)
@@ -60,13 +65,12 @@ class PlainLines:
 
     def row(self, index: int) -> Row:
         """A row as it is read by itself."""
-        line = self.batch.lines.split(b"\n", index + 1)[index]
-        [row] = RowBatch(self.batch.path, first_line=self.batch.first_line + index, lines=line)
+        [row] = RowBatch(self.batch.path, first_line=self.batch.first_line + index, lines=self.lines[index])
         return row
 
     def conversation(self, index: int) -> Conversation:
         """The conversation of a row."""
-        first = sum(self.num_messages[:index])
+        first = self.first_messages[index]
         places = range(first, first + self.num_messages[index])
         messages = tuple(plain_message(self.roles[place], self.contents[place]) for place in places)
         return Conversation(messages, origin=f"{self.batch.path}:{self.batch.first_line + index}")
@@ -74,8 +78,7 @@ class PlainLines:
     def opening_hashes(self) -> list[str]:
         """The `opening_hash` of the conversation of each row."""
         hashes: list[str] = []
-        first = 0
-        for num_messages in self.num_messages:
+        for first, num_messages in zip(self.first_messages, self.num_messages, strict=True):
             last = first + num_messages
             roles = self.roles[first:last]
             if "user" in roles:
@@ -83,7 +86,6 @@ class PlainLines:
             else:
                 end = first + next(i for i, role in enumerate(roles, start=1) if role != "system")
             hashes.append(hash_of_plain(zip(self.roles[first:end], self.contents[first:end], strict=True)))
-            first = last
         return hashes
 
 
@@ -99,8 +101,9 @@ def read_plain_lines(batch: ConversationBatch) -> PlainLines | None:
     lines = batch.rows.lines
     if not lines or not takes_plain(batch.options) or _ESCAPED_MARK in lines:
         return None
+    separate = lines.removesuffix(b"\n").split(b"\n")
     try:
-        rows = [_decode(line) for line in lines.removesuffix(b"\n").split(b"\n")]
+        rows = [_decode(line) for line in separate]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     roles: list[Role] = []
@@ -114,4 +117,6 @@ def read_plain_lines(batch: ConversationBatch) -> PlainLines | None:
     num_marks = _MARKS_PER_ROW * len(rows) + _MARKS_PER_MESSAGE * len(roles)
     if lines.count(b'"') != num_marks + sum([content.count('"') for content in contents]):
         return None
-    return PlainLines(batch.rows, roles, contents, [len(row.messages) for row in rows])
+    num_messages = [len(row.messages) for row in rows]
+    first_messages = list(accumulate(num_messages[:-1], initial=0))
+    return PlainLines(batch.rows, separate, roles, contents, num_messages, first_messages)

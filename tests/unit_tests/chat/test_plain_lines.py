@@ -3,6 +3,7 @@
 
 import json
 import random
+import time
 from typing import Any
 
 import pytest
@@ -112,3 +113,16 @@ def test_rows_that_are_read_otherwise_are_left_to_the_usual_way(options: SourceO
 def test_decoded_rows_are_left_to_the_usual_way() -> None:
     rows = tuple(RowBatch("a.jsonl", 1, json.dumps(USUAL).encode()))
     assert read_plain_lines(ConversationBatch(RowBatch("a.parquet", decoded=rows), SourceOptions())) is None
+
+
+def test_a_row_is_found_without_going_through_those_before_it() -> None:
+    batch = ConversationBatch(RowBatch("a.jsonl", lines=(json.dumps(USUAL).encode() + b"\n") * 12000), SourceOptions())
+    plain = read_plain_lines(batch)
+    assert plain is not None
+    start = time.process_time()
+    readings = list(batch.readings())
+    usual_s = time.process_time() - start
+    assert [(plain.row(i), plain.conversation(i)) for i in range(len(plain))] == [
+        (*reading.rows, *reading.conversations) for reading in readings
+    ]
+    assert time.process_time() - start < 8 * usual_s
