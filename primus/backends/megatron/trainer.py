@@ -138,7 +138,13 @@ def train_on(
     with deterministic(is_on=config.trainer.deterministic_mode), joined_processes(process, config.trainer):
         run = TrainingRun(config, process=process, train=train, validation=validation, facts=facts, start=start)
         first = run.load()
-        with recorded(config, is_first_rank=process.rank == 0, start=first, train_iters=run.train_iters) as show:
+        with recorded(
+            config,
+            is_first_rank=process.rank == 0,
+            start=first,
+            train_iters=run.train_iters,
+            is_evaluated_again=run.owes_evaluation,
+        ) as show:
             result = run.train(first, show)
     if process.rank == 0:
         draw_loss_curve(read_metrics(result.metrics_path), path=result.loss_curve_path, title=config.exp_name)

@@ -200,7 +200,7 @@ class TrainingRun:
         request: StopRequest,
     ) -> "_Progress":
         outcome, clock = None, _Clock()
-        validation_loss = self._evaluate(start, show) if self._owes_evaluation() else None
+        validation_loss = self._evaluate(start, show) if self.owes_evaluation else None
         for index in range(start, self.train_iters):
             iteration, is_last = index + 1, index + 1 == self.train_iters
             batch_G = self._global_batch(index)
@@ -292,7 +292,9 @@ class TrainingRun:
         )
         return found.loss
 
-    def _owes_evaluation(self) -> bool:
+    @property
+    def owes_evaluation(self) -> bool:
+        """Whether the run begins with the evaluation that a signal came before."""
         folder = self._start.continues
         return folder is not None and read_run(folder).owes_evaluation
 

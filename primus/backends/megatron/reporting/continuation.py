@@ -10,7 +10,7 @@ MEASURED_FIELDS = frozenset({"tokens_per_second", "step_time_s", "tflops_per_dev
 """Fields of a line that are measured of the machine; all others are the same again in a run that is made again."""
 
 
-def set_aside_later_lines(path: Path, *, start: int) -> int:
+def set_aside_later_lines(path: Path, *, start: int, is_evaluated_again: bool = False) -> int:
     """Leave a metrics file with the lines up to a step; those after it are moved to `metrics.superseded.jsonl`.
 
     A line that was cut off when the run was killed goes there, too. The file has its name at every moment, with the
@@ -19,6 +19,7 @@ def set_aside_later_lines(path: Path, *, start: int) -> int:
     Args:
         path: The metrics file, which need not exist.
         start: Steps that were made before. Lines of these are left as they are, evaluations after the step included.
+        is_evaluated_again: Whether the evaluation after that step is made now; a run that was killed may have made it.
 
     Returns:
         How many lines were moved.
@@ -28,7 +29,7 @@ def set_aside_later_lines(path: Path, *, start: int) -> int:
     kept: list[bytes] = []
     later: list[bytes] = []
     for line in path.read_bytes().splitlines(keepends=True):
-        is_kept = not later and line.endswith(b"\n") and _iteration(line) <= start
+        is_kept = not later and line.endswith(b"\n") and _place(line) <= (start, not is_evaluated_again)
         (kept if is_kept else later).append(line)
     if not later:
         return 0
@@ -45,8 +46,10 @@ def set_aside_later_lines(path: Path, *, start: int) -> int:
     return len(later)
 
 
-def _iteration(line: bytes) -> float:
+def _place(line: bytes) -> tuple[float, bool]:
+    """The step of a line, and whether it is an evaluation, which comes behind the step."""
     try:
-        return int(json.loads(line)["iteration"])
+        metrics = json.loads(line)
+        return int(metrics["iteration"]), "validation_loss" in metrics
     except (ValueError, LookupError, TypeError):
-        return float("inf")  # what a loss of power has left
+        return float("inf"), False  # what a loss of power has left

@@ -131,7 +131,9 @@ class MetricsWriter:
 
 
 @contextmanager
-def metrics_writer(path: Path, *, start: int, curves: Sequence[Curves] = ()) -> Iterator[MetricsWriter]:
+def metrics_writer(
+    path: Path, *, start: int, curves: Sequence[Curves] = (), is_evaluated_again: bool = False
+) -> Iterator[MetricsWriter]:
     """Open the metrics file of a run.
 
     Args:
@@ -139,12 +141,13 @@ def metrics_writer(path: Path, *, start: int, curves: Sequence[Curves] = ()) -> 
             run that was never interrupted; the others are set aside.
         start: Steps that were made before.
         curves: Where the numbers are drawn besides.
+        is_evaluated_again: Whether the evaluation after that step is made now.
 
     Yields:
         The writer.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    num_lines = set_aside_later_lines(path, start=start)
+    num_lines = set_aside_later_lines(path, start=start, is_evaluated_again=is_evaluated_again)
     if num_lines:
         logger.warning(
             "%s: has %d lines of steps after %d, which are made again; they are moved to %s beside it",

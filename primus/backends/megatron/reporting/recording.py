@@ -13,7 +13,7 @@ from primus.config.schema import TrainConfig
 
 @contextmanager
 def recorded(
-    config: TrainConfig, *, is_first_rank: bool, start: int, train_iters: int
+    config: TrainConfig, *, is_first_rank: bool, start: int, train_iters: int, is_evaluated_again: bool = False
 ) -> Iterator[Callable[[Metrics], None]]:
     """Write metrics down and show them, on the first rank; on the others do neither.
 
@@ -22,6 +22,7 @@ def recorded(
         is_first_rank: Whether this process is the first rank.
         start: Steps that were made before.
         train_iters: Steps of the run.
+        is_evaluated_again: Whether the evaluation after step `start` is made now.
 
     Yields:
         What takes the metrics.
@@ -32,7 +33,9 @@ def recorded(
     with ExitStack() as stack:
         curves = [stack.enter_context(each) for each in _curves(config, start=start)]
         path = config.exp_dir / "logs" / "metrics.jsonl"
-        writer = stack.enter_context(metrics_writer(path, start=start, curves=curves))
+        writer = stack.enter_context(
+            metrics_writer(path, start=start, curves=curves, is_evaluated_again=is_evaluated_again)
+        )
         shown = stack.enter_context(reporter(start=start, train_iters=train_iters))
 
         def show(metrics: Metrics) -> None:

@@ -98,3 +98,27 @@ def test_a_stopped_run_saves_and_goes_on_to_the_same_metrics(
         done = tiny.run_tiny(tiny.tiny_config(tmp_path, **KEYS))
         assert (done.stopped_by, done.iteration) == (None, 8)
     assert lines_of(stopped.metrics_path) == undisturbed
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing in the run catches it."""
+
+
+def test_an_evaluation_that_was_made_up_for_before_a_kill_is_not_told_twice(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: list[dict[str, Any]]
+) -> None:
+    def kill() -> None:
+        raise Killed
+
+    def go(stop: Callable[..., Any]) -> Any:
+        with monkeypatch.context() as patched:
+            patched.setattr(TrainingRun, "_make_step", stop(TrainingRun._make_step))
+            return tiny.run_tiny(tiny.tiny_config(tmp_path, **KEYS))
+
+    stopped = go(at_call(4, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert "validation_loss" not in lines_of(stopped.metrics_path)[-1]
+    with pytest.raises(Killed):
+        go(at_call(1, kill))
+    assert "validation_loss" in lines_of(stopped.metrics_path)[-1]
+    tiny.run_tiny(tiny.tiny_config(tmp_path, **KEYS))
+    assert lines_of(stopped.metrics_path) == undisturbed
