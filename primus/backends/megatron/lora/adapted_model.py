@@ -48,6 +48,11 @@ def add_adapters(model: GPTModel, settings: LoraConfig, *, seed: int) -> None:
     if model.pre_process:
         # Recomputation looks for gradients only behind an input that wants one.
         model.embedding.register_forward_hook(_want_gradient)
+    trained, still = (
+        sum(weight.numel() for weight in model.parameters() if weight.requires_grad is is_trained)
+        for is_trained in (True, False)
+    )
+    logger.info("lora: on this rank %s weights are trained, and %s stand still", f"{trained:,}", f"{still:,}")
 
 
 def _targets(model: GPTModel, settings: LoraConfig) -> Iterator[tuple[str, nn.Module]]:
