@@ -39,6 +39,23 @@ def test_a_run_with_dropout_resumes_with_the_same_dropout(tiny: ModuleType, tmp_
     assert tiny.read_losses(resumed) == tiny.read_losses(whole)[5:]
 
 
+@pytest.mark.parametrize("optimizer", [{}, DISTRIBUTED], ids=["whole", "distributed"])
+@pytest.mark.parametrize(("saved", "resumed"), [(16, 128), (128, 16)], ids=["more", "fewer"])
+def test_a_run_goes_on_with_another_number_of_rows_that_stand_for_no_token(
+    tiny: ModuleType, tmp_path: Path, optimizer: dict[str, bool], saved: int, resumed: int
+) -> None:
+    # As many as the tensor-parallel size asks for.
+    keys = {**optimizer, "train_iters": 6, "weight_decay": 0.1}
+    first = {**keys, "save_interval": 3, "make_vocab_size_divisible_by": saved}
+    whole = tiny.run_tiny(tiny.tiny_config(tmp_path / "whole", **first))
+    second = {**keys, "load": checkpoint_of(whole, 3), "make_vocab_size_divisible_by": resumed}
+    found = tiny.run_tiny(tiny.tiny_config(tmp_path / "resumed", **second))
+    sizes = [json.loads((run.checkpoint / "run.json").read_text())["padded_vocab_size"] for run in (whole, found)]
+    assert sizes == [{16: 64, 128: 128}[each] for each in (saved, resumed)]
+    for name in ("lm_loss", "grad_norm"):
+        assert tiny.read_losses(found, name) == pytest.approx(tiny.read_losses(whole, name)[3:], abs=2e-6)
+
+
 def test_the_same_command_completes_the_metrics_file(tiny: ModuleType, tmp_path: Path) -> None:
     whole = tiny.run_tiny(tiny.tiny_config(tmp_path, save_interval=4))
     losses, evaluations = (tiny.read_losses(whole, name) for name in ("lm_loss", "validation_loss"))
