@@ -172,11 +172,6 @@ class Conversation:
         return self._hash(len(self.messages)).hex()
 
     @property
-    def content_digest(self) -> bytes:
-        """The bytes that `content_hash` writes."""
-        return self._hash(len(self.messages))
-
-    @property
     def opening_hash(self) -> str:
         """128 bits that are equal for conversations with the same tools and the same messages up to the first question.
 
