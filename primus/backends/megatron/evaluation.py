@@ -22,6 +22,7 @@ from primus.backends.megatron.data.loading import MicroBatchLoader
 from primus.backends.megatron.distributed import sum_over_losses
 from primus.backends.megatron.loss import Breakdown, LossReport, break_down, forward_step, sums_of_groups
 from primus.backends.megatron.replacement import replaced
+from primus.errors import TrainingError
 from primus.sft.target_groups import GROUPS_PER_SOURCE
 
 # The chunks of the model on this rank: one, or one for each virtual pipeline stage.
@@ -101,6 +102,9 @@ def evaluate(
 
     Returns:
         The losses, however the ranks share the sequences.
+
+    Raises:
+        TrainingError: If the sequences have no units to divide by.
     """
     batches = evaluation_micro_batches(
         dataset,
@@ -117,6 +121,11 @@ def evaluate(
         *sums_of_groups(reports, num_groups=len(dataset.source_names) * GROUPS_PER_SOURCE),
         device=device,
     )
+    if not num_units:
+        raise TrainingError(
+            "validation: the sequences that are evaluated have targets, but nothing to divide their loss by, as all of"
+            " them are later parts of conversations; raise eval_iters, or set it to 0 to take all"
+        )
     return Evaluation(loss=loss_sum / num_units, breakdown=break_down(groups, source_names=dataset.source_names))
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from primus.backends.megatron.evaluation import evaluate, evaluation_micro_batches
 from primus.backends.megatron.model.gpt import build_model
+from primus.errors import TrainingError
 
 CPU = torch.device("cpu")
 
@@ -47,6 +48,14 @@ def test_the_loss_is_exactly_that_of_each_target_once(
     assert all(told[name] == pytest.approx(mean, rel=1e-6) for name, mean in means.items())
     assert list(found.breakdown["turn"]) == [{"assistant": "1"}.get(name, "9+") for name in means]
     assert found.breakdown["source"]["tiny"].targets == num_targets
+
+
+@pytest.mark.usefixtures("joined")
+def test_sequences_without_a_unit_are_refused_with_an_advice(tiny: ModuleType, tmp_path: Path) -> None:
+    (model,) = build_model(tiny.tiny_config(tmp_path).trainer, padded_vocab_size=64, device=CPU)
+    data = tiny.dataset_of(tiny.conversations(4), packing="none", units=0)
+    with pytest.raises(TrainingError, match=r"^validation: the sequences .* raise eval_iters, or set it to 0"):
+        evaluate([model], data, at_most=2, micro_batch_size=2, pad_to_multiple_of=8, device=CPU)
 
 
 @given(num=st.integers(1, 40), micro=st.integers(1, 7), ranks=st.integers(1, 5))
