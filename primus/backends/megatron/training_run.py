@@ -7,6 +7,7 @@ Shapes: G sequences of a global batch.
 import dataclasses
 import json
 import logging
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -280,6 +281,11 @@ class TrainingRun:
             pad_to_multiple_of=width_multiple(self._trainer),
             device=self._process.device,
         )
+        if not math.isfinite(found.loss):
+            raise TrainingError(
+                f"step {iteration}: the validation loss is {found.loss}, though that of the step was a number; lower lr,"
+                " or look at the data that is validated on"
+            )
         show(
             EvaluationMetrics(
                 iteration=iteration,

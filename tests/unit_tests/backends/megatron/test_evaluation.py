@@ -58,6 +58,12 @@ def test_sequences_without_a_unit_are_refused_with_an_advice(tiny: ModuleType, t
         evaluate([model], data, at_most=2, micro_batch_size=2, pad_to_multiple_of=8, device=CPU)
 
 
+def test_a_validation_loss_that_is_no_number_ends_the_run_in_one_line(tiny: ModuleType, tmp_path: Path) -> None:
+    config = tiny.tiny_config(tmp_path, lr=1e30, min_lr=1e30, lr_warmup_iters=0, clip_grad=0.0, eval_interval=1)
+    with pytest.raises(TrainingError, match=r"^step 1: the validation loss is (nan|inf), though .*; lower lr"):
+        tiny.run_tiny(config)
+
+
 @given(num=st.integers(1, 40), micro=st.integers(1, 7), ranks=st.integers(1, 5))
 def test_the_ranks_share_the_sequences_out_whatever_their_number(
     tiny: ModuleType, num: int, micro: int, ranks: int
