@@ -82,7 +82,7 @@ def test_damaged_lines_are_never_read_differently(row: dict[str, Any], seed: int
         b'{"messages": [{"role": "assistant", "content": "a"}], "messages": [{"role": "assistant", "content": "a"}]}',
         b'{"messages": [{"role": "assistant", "content": "a", "content": "b"}]}',
         b'{"messages": [{"role": "assistant", "role": "assistant", "content": "b"}]}',
-        b'{"messages": [{"role": "assistant", "content": "\\u0022\\u0022", "content": "\\u0022\\u0022"}]}',
+        b'{"messages": [{"role": "assistant", "content": "a", "content": "\\u0022\\u0022\\u0022\\u0022"}]}',
         b'{"messages": [{"role": "assistant", "content": "\\ud800"}]}',
         b'{"messages": [{"role": "assistant", "content": "\xff"}]}',
         b'{"messages": [{"role": "assistant", "content": "a", "weight": 1}]}',

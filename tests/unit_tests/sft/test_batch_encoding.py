@@ -86,3 +86,15 @@ def test_usual_rows_do_go_together(chatml_tokenizer: SFTTokenizer, monkeypatch: 
     encoder = Encoder(chatml_tokenizer, create_formatter("openai"), EncodingOptions())
     monkeypatch.setattr(ConversationBatch, "readings", None)
     assert ShardEncoder(encoder, max_seq_length=100).encode(batch).ledger.num_trained == 1
+
+
+def test_the_longest_row_that_fits_goes_with_the_others_and_no_longer_one(chatml_tokenizer: SFTTokenizer) -> None:
+    row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "one answer"}]}
+    batch = ConversationBatch(RowBatch("a.jsonl", lines=json.dumps(row).encode()), SourceOptions())
+    encoder = Encoder(chatml_tokenizer, create_formatter("openai"), EncodingOptions(truncation="drop"))
+    num_tokens = len(ShardEncoder(encoder, max_seq_length=100).encode(batch).splits["train"].tokens_T)
+    outcomes = [
+        ShardEncoder(encoder, max_seq_length=num_tokens - less).encode(batch).ledger.to_dict()["outcomes"]
+        for less in (1, 2)
+    ]
+    assert outcomes == [{"trained": 1}, {"overlong": 1}]
