@@ -283,8 +283,8 @@ class TrainingRun:
         )
         if not math.isfinite(found.loss):
             raise TrainingError(
-                f"step {iteration}: the validation loss is {found.loss}, though that of the step was a number; lower lr,"
-                " or look at the data that is validated on"
+                f"step {iteration}: the validation loss is {found.loss}, though that of the step was a number; lower"
+                " lr, or look at the data that is validated on"
             )
         show(
             EvaluationMetrics(
