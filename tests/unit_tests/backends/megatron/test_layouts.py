@@ -51,6 +51,8 @@ VARIANTS: dict[str, tuple[Keys, Sequence[str]]] = {
     "one micro-batch": ({"micro_batch_size": 8}, ("tp2", "pp2")),
     "any width": ({"sft_pad_to_multiple_of": 1}, ("tp2 sp", "pp2")),
 }
+# What tensor-parallel ranks have in common they must drop out in common.
+HIDDEN_DROPOUT: Keys = {"hidden_dropout": 0.3}
 DROPPING_OUT = ("tp2", "tp2 sp", "pp2 vpp2")
 
 pytestmark = pytest.mark.slow
@@ -132,6 +134,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     packed: Keys = {"sft_packing": "best_fit", **SHORT}
     jobs.append((str(folder / "short"), "train", packed))
     jobs.append((str(folder / "tied"), "train", {**packed, **TIED}))
+    jobs.append((str(folder / "hidden dropout"), "train", {**packed, **HIDDEN_DROPOUT}))
     jobs.append((str(folder / "bf16"), "train", {**SHORT, "bf16": True}))
     jobs.append((str(folder / "no dropout"), "train", SHORT))
     run_ranks(1, jobs)
@@ -155,6 +158,8 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for layout in layouts:
             packed = {**SHORT, **LAYOUTS[layout], **added, "sft_packing": "best_fit"}
             jobs.append((str(folder / variant / layout), "train", packed))
+    same = {"sft_packing": "best_fit", **SHORT, **TP2, **HIDDEN_DROPOUT, **RECOMPUTED}
+    jobs.append((str(folder / "hidden dropout"), "train", same))
     for layout in DROPPING_OUT:
         dropout = {"hidden_dropout": 0.2, "attention_dropout": 0.2, **RECOMPUTED}
         jobs.append((str(folder / "dropout" / layout), "train", {**SHORT, **LAYOUTS[layout], **dropout}))
@@ -225,6 +230,10 @@ def test_dropout_runs_and_learns_in_every_layout(single: Path, two_ranks: Path, 
     without, losses = (read(folder, "lm_loss") for folder in (single / "no dropout", two_ranks / "dropout" / layout))
     assert losses == pytest.approx(without, abs=0.5)
     assert losses != pytest.approx(without, abs=1e-3)
+
+
+def test_tensor_parallel_ranks_drop_out_the_same_of_what_each_has_whole(single: Path, two_ranks: Path) -> None:
+    assert_trains_the_same(two_ranks / "hidden dropout", single / "hidden dropout")
 
 
 def test_a_resume_finds_the_optimizers_state_behind_the_padding_of_a_bucket(two_ranks: Path) -> None:
