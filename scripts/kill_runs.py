@@ -162,7 +162,15 @@ def kill(pids: list[int]) -> None:
 
 
 def run_until(pids: list[int], *, seconds: float, folder: Path) -> bool:
-    """Let an attempt run for so long; gives whether it came to its end before.
+    """Let an attempt run for so long.
+
+    Args:
+        pids: Its ranks; those that have ended are taken out.
+        seconds: How long.
+        folder: Where its logs are.
+
+    Returns:
+        Whether it came to its end before.
 
     Raises:
         SystemExit: If a rank failed by itself.
@@ -250,6 +258,12 @@ def killed(
 def kill_layout(folder: Path, layout: Layout, *, num_kills: int, seed: str) -> str:
     """Kill runs in a layout so many times in all.
 
+    Args:
+        folder: Where the runs are made.
+        layout: The layout.
+        num_kills: How many times.
+        seed: What the moments are drawn from.
+
     Returns:
         What was done, in a line.
 
@@ -278,6 +292,12 @@ def kill_layout(folder: Path, layout: Layout, *, num_kills: int, seed: str) -> s
 
 def compare(found: list[dict[str, Any]], expected: list[dict[str, Any]], *, folder: Path, seed: str) -> None:
     """Compare a run with the undisturbed one.
+
+    Args:
+        found: Its metrics.
+        expected: Those of the undisturbed one.
+        folder: Its folder, for messages.
+        seed: What the moments of the kills were drawn from, for messages.
 
     Raises:
         SystemExit: If they differ.

@@ -64,9 +64,8 @@ def _advice(key: str, *, place: Place, given_directly: bool) -> str:
     if "." in key:
         return "dots are for the command line; in a file, write the inner key below the outer one"
     everywhere = frozenset().union(*_KEYS.values())
-    meant = (
-        key if key in everywhere else SAME_MEANING.get(key) or nearest(key, _KEYS[place]) or nearest(key, everywhere)
-    )
+    here = frozenset().union(*(_KEYS[name] for name in (("run", "module", place) if given_directly else (place,))))
+    meant = key if key in everywhere else SAME_MEANING.get(key) or nearest(key, here) or nearest(key, everywhere)
     if meant is None:
         return "docs/CONFIGURATION.md lists all keys"
     home: Place = place if meant in _KEYS[place] else next(name for name in _KEYS if meant in _KEYS[name])

@@ -188,4 +188,4 @@ def test_a_folder_that_cannot_be_made_is_one_line_and_exit_2() -> None:
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("/dev/null/")
-    assert "can't be written (Not a directory); name a folder that can be written" in last
+    assert "Not a directory; check the path, its permissions and the disk" in last

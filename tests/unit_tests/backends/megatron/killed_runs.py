@@ -89,7 +89,7 @@ def killed(folder: Path, draw: random.Random, *, longest_s: float, num_kills: in
     while True:
         num_ranks, num_workers = draw.choice([1, 1, 2]), draw.randint(0, 4)
         keys: dict[str, Any] = {"num_workers": num_workers, "micro_batch_size": draw.choice([1, 2, 4])}
-        keys |= {"async_save": draw.random() < 0.5, "most_recent_k": draw.choice([None, 1, 2])}
+        keys["async_save"], keys["most_recent_k"] = draw.random() < 0.5, draw.choice([None, 1, 2])
         pids = start(folder, num_ranks=num_ranks, keys=keys)
         until_s = time.monotonic() + (draw.uniform(0, longest_s * num_ranks) if len(kills) < num_kills else 600)
         while time.monotonic() < until_s:

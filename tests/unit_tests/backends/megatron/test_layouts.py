@@ -55,7 +55,8 @@ VARIANTS: dict[str, tuple[Keys, Sequence[str]]] = {
 HIDDEN_DROPOUT: Keys = {"hidden_dropout": 0.3}
 DROPPING_OUT = ("tp2", "tp2 sp", "pp2 vpp2")
 
-pytestmark = pytest.mark.slow
+# The fixtures make all runs of their number of ranks at once.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def run_ranks(num_ranks: int, jobs: Sequence[tuple[str, str, Keys]]) -> None:
@@ -69,10 +70,11 @@ def run_ranks(num_ranks: int, jobs: Sequence[tuple[str, str, Keys]]) -> None:
         start_new_session=True,
     )
     try:
-        _, said = launcher.communicate(timeout=600)
-    except subprocess.TimeoutExpired:
-        os.killpg(launcher.pid, signal.SIGKILL)
-        raise
+        _, said = launcher.communicate(timeout=1500)
+    finally:
+        if launcher.poll() is None:
+            os.killpg(launcher.pid, signal.SIGKILL)
+            launcher.communicate()
     assert launcher.returncode == 0, said[-4000:]
     # Nothing of a run that goes well is said on standard error, by us or by what we build on.
     assert not said
