@@ -159,11 +159,12 @@ class SequenceArrays:
 
     def digest(self) -> str:
         """128 bits that are equal for equal sequences with equal targets, wherever they came from."""
-        whole = self.concatenate([self])
         digest = blake3()
         for field in fields(self):
             if not field.name.startswith("origin"):
-                array = getattr(whole, field.name)
+                # Without a copy where it is as `concatenate` makes it.
+                dtype = "<i8" if field.name.endswith("_N1") else _KINDS[field.name][0]
+                array = np.ascontiguousarray(getattr(self, field.name), dtype=dtype)
                 digest.update(f"{field.name} {array.shape} ".encode())
                 digest.update(array.reshape(-1).view(np.uint8))
         return digest.hexdigest(16)
