@@ -38,7 +38,7 @@ class Start:
 
     folder: Path | None
     """The checkpoint; None starts with other weights."""
-    weights_only: bool
+    weights_only: bool = False
     """Take its weights, and begin at step 0."""
 
     @property
@@ -100,12 +100,12 @@ def find_start(config: TrainConfig, *, resume: Resume) -> Start:
     own = on_first_rank(lambda: complete_folders(save))
     _check_load(config, save=save, own=own)
     if own:
-        return Start(folder=_newest_whole(own), weights_only=False)
+        return Start(folder=_newest_whole(own))
     if resume == "must":
         raise CheckpointError(f"{save}: holds no checkpoint to go on from; start the run with --resume auto")
     load = config.trainer.load
     if load is None or (not load.exists() and _is_inside(load, save)):
-        return Start(folder=None, weights_only=False)
+        return Start(folder=None)
     folder = find_checkpoint(load)
     read_run(folder)
     damaged = _damages(folder)
