@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from primus.backends.megatron.checkpoint.digests import FileDigest, write_digests
 from primus.config.schema import LoraConfig, ModelKeys, Packing
 from primus.errors import CheckpointError
+from primus.sft.prepared.disk import sync_folder
 
 LATEST_FILE = "latest_checkpointed_iteration.txt"
 RUN_FILE = "run.json"
@@ -299,14 +300,14 @@ def finish_folder(
         _write_durably(partial / DATA_STATE_FILE, data_state)
     _write_durably(partial / RUN_FILE, run.to_json())
     write_digests(partial, known=digests)
-    _sync_folder(partial)
+    sync_folder(partial)
     folder = iteration_folder(save, run.iteration)
     replaced = save / f".{folder.name}.replaced"
     shutil.rmtree(replaced, ignore_errors=True)
     if folder.exists():
         folder.rename(replaced)
     partial.rename(folder)
-    _sync_folder(save)
+    sync_folder(save)
     name_newest(folder)
     shutil.rmtree(replaced, ignore_errors=True)
     return folder
@@ -382,12 +383,3 @@ def _write_durably(path: Path, text: str) -> Path:
         file.flush()
         os.fsync(file.fileno())
     return path
-
-
-def _sync_folder(folder: Path) -> None:
-    """Let the names of a folder's files outlast a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
