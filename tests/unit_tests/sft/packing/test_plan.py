@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plans: every sequence once, no pack too full, hardly a position empty."""
 
-import time
 from collections import Counter
 
 import numpy as np
@@ -65,9 +64,7 @@ def test_the_estimate_of_a_histogram_is_what_packing_gives(packing: tuple[list[i
 @pytest.mark.parametrize(("median", "capacity"), [(400, 4096), (6000, 16_384)])
 def test_a_million_sequences_fill_999_positions_in_a_thousand(median: int, capacity: int) -> None:
     lengths = np.random.default_rng(0).lognormal(np.log(median), 1.0, 1_000_000).astype(np.int64).clip(1, capacity)
-    started_s = time.perf_counter()
     plan = pack_sequences(lengths, capacity=capacity, method="best_fit")
-    assert time.perf_counter() - started_s < 5
     assert plan.fill >= 0.999
     assert plan.num_positions_P(lengths).max() <= capacity
     assert np.array_equal(np.sort(plan.items_N), np.arange(len(lengths)))
