@@ -16,6 +16,7 @@ from primus.chat.formats import AUTO, SourceFormat, SourceOptions, group_of, par
 from primus.chat.formats.registry import GROUP_COLUMNS
 from primus.chat.messages import Conversation
 from primus.chat.reading import Row, RowBatch, read_row_batches
+from primus.chat.reading.byte_search import has_any
 from primus.errors import ConversationError, DataError
 
 __all__ = ["ConversationBatch", "Reading", "SourceOptions", "read_batches", "read_conversations"]
@@ -23,11 +24,11 @@ __all__ = ["ConversationBatch", "Reading", "SourceOptions", "read_batches", "rea
 BATCH_BYTES = 1 << 20
 _GROUPED_FORMATS = (AUTO, "turns", "oasst", "columns")
 # A line without any of these is no part of a group: the names of the columns, or one with an escaped letter. What the
-# names end with is looked for first: that takes one pass over the line.
+# names end with, and what such a letter begins with, is looked for first, quickly.
 _GROUP_NAMES = tuple(f'"{name}"'.encode() for name in GROUP_COLUMNS)
 _GROUP_NAMES_END = b'_id"'
 assert all(name.endswith(_GROUP_NAMES_END) for name in _GROUP_NAMES)
-_ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
+_ESCAPED_LETTER, _ESCAPE = re.compile(rb"\\u00[4-7]"), b"\\u00"
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,9 +263,9 @@ class _Cutter:
     def _may_have_group(self, lines: bytes) -> bool:
         if self.options.column_map is not None or self.options.conversation_id is not None:
             return True
-        if _GROUP_NAMES_END in lines and any(name in lines for name in _GROUP_NAMES):
-            return True
-        return b"\\u00" in lines and _ESCAPED_LETTER.search(lines) is not None
+        if not has_any(lines, _GROUP_NAMES_END, _ESCAPE):
+            return False
+        return any(name in lines for name in _GROUP_NAMES) or _ESCAPED_LETTER.search(lines) is not None
 
     def _name(self, row: Row) -> str | None:
         found = None if row.error is not None else group_of(row.value, self.options)

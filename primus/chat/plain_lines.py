@@ -15,12 +15,13 @@ from primus.chat.conversations import ConversationBatch
 from primus.chat.formats.plain_rows import takes_plain
 from primus.chat.messages import Conversation, Role, hash_of_plain, plain_message
 from primus.chat.reading import Row
+from primus.chat.reading.byte_search import count_byte, has_any
 from primus.chat.reading.rows import RowBatch
 
 _MARKS_PER_ROW = 2  # those around "messages"
 _MARKS_PER_MESSAGE = 8  # around "role", "content", and the values of both
 # The one way to write a quotation mark inside a text without one.
-_ESCAPED_MARK = b"\\u0022"
+_ESCAPED_MARK, _ESCAPE = b"\\u0022", b"\\u00"
 
 
 class _Message(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -99,7 +100,7 @@ def read_plain_lines(batch: ConversationBatch) -> PlainLines | None:
         What `ConversationBatch.readings` gives for them, or None if a line is anything else, or not valid.
     """
     lines = batch.rows.lines
-    if not lines or not takes_plain(batch.options) or _ESCAPED_MARK in lines:
+    if not lines or not takes_plain(batch.options) or (has_any(lines, _ESCAPE) and _ESCAPED_MARK in lines):
         return None
     separate = lines.removesuffix(b"\n").split(b"\n")
     try:
@@ -115,7 +116,7 @@ def read_plain_lines(batch: ConversationBatch) -> PlainLines | None:
         roles += of_row
         contents += [message.content for message in row.messages]
     num_marks = _MARKS_PER_ROW * len(rows) + _MARKS_PER_MESSAGE * len(roles)
-    if lines.count(b'"') != num_marks + sum([content.count('"') for content in contents]):
+    if count_byte(lines, b'"') != num_marks + count_byte("".join(contents).encode(), b'"'):
         return None
     num_messages = [len(row.messages) for row in rows]
     first_messages = list(accumulate(num_messages[:-1], initial=0))

@@ -4,6 +4,7 @@
 from collections.abc import Iterator
 from typing import IO
 
+from primus.chat.reading.byte_search import count_byte
 from primus.chat.reading.byte_streams import STDIN, STDIN_NAME, open_bytes
 from primus.chat.reading.rows import MAX_ROW_BYTES, RowBatch, too_long
 
@@ -34,7 +35,7 @@ def read_lines(path: str, *, batch_bytes: int, max_row_bytes: int = MAX_ROW_BYTE
             whole = block[:start_of_last] if is_too_long else block
             if whole:
                 yield RowBatch(name, first_line=number, lines=whole, bytes_read=position())
-                number += whole.count(b"\n")
+                number += count_byte(whole, b"\n")
             if is_too_long:
                 _skip_line(content)
                 beginning = block[start_of_last:][:_SKIPPED_BYTES].decode(errors="backslashreplace")
