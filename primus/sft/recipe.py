@@ -76,6 +76,20 @@ class Recipe:
         )
         return Encoder(tokenizer, formatter, self.options)
 
+    def build_for_many(self) -> "Encoder":
+        """The same as `build` gives, with everything loaded that many conversations need.
+
+        Returns:
+            What turns conversations into training sequences.
+
+        Raises:
+            TokenizerError: As `build` does.
+            ConfigError: As `build` does.
+        """
+        encoder = self.build()
+        encoder.tokenizer.warm_up()
+        return encoder
+
 
 @dataclass(frozen=True, slots=True)
 class Encoder:

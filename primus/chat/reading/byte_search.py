@@ -10,7 +10,7 @@ _WORD = 4
 
 
 def count_byte(data: bytes, byte: bytes) -> int:
-    """How often a byte stands in data.
+    r"""How often a byte stands in data.
 
     Args:
         data: The data.
@@ -20,7 +20,7 @@ def count_byte(data: bytes, byte: bytes) -> int:
         What `data.count(byte)` gives.
 
     Examples:
-        >>> count_byte(b"two\\nlines\\n", b"\\n")
+        >>> count_byte(b"two\nlines\n", b"\n")
         2
     """
     return int(np.count_nonzero(np.frombuffer(data, dtype=np.uint8) == byte[0])) if data else 0

@@ -5,7 +5,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -22,7 +22,10 @@ from primus.sft.prepared import (
     Manifest,
     Plan,
     Progress,
+    ShardPool,
+    are_remembered,
     cache_dir_of,
+    early_pool,
     explain,
     find_prepared,
     jobs_of_run,
@@ -79,14 +82,28 @@ def run(arguments: Sequence[str]) -> int:
             job.recipe.build().refuse_unfit()
             _prepare_on_ray(job, options.ray, lambda plan: options.out or prepared_folder(cache_dir, plan.key))
             continue
-        plan = plan_preparation(job, cache_dir=cache_dir if options.out is None else None, on_message=_say)
-        plan.encoder.refuse_unfit()
-        folder = options.out or prepared_folder(cache_dir, plan.key)
-        if options.explain:
-            print("\n".join(explain(plan.facts, folder)))
-        else:
-            _prepare(plan, folder, num_workers=num_workers(options))
+        with ExitStack() as stack:
+            pool = None
+            if not options.explain and _is_new(job, cache_dir, options.out):
+                pool = early_pool(job, num_workers=num_workers(options))
+            if pool is not None:
+                stack.enter_context(pool)
+            plan = plan_preparation(job, cache_dir=cache_dir if options.out is None else None, on_message=_say)
+            plan.encoder.refuse_unfit()
+            folder = options.out or prepared_folder(cache_dir, plan.key)
+            if options.explain:
+                print("\n".join(explain(plan.facts, folder)))
+            else:
+                _prepare(plan, folder, num_workers=num_workers(options), pool=pool)
     return 0
+
+
+def _is_new(job: ShardJob, cache_dir: Path, out: Path | None) -> bool:
+    """Whether there is probably no such data set yet."""
+    files = job.recipe.files
+    if not all(file.is_file() for file in files):
+        return False  # which is an error
+    return not (are_remembered(files, cache_dir) if out is None else out.exists())
 
 
 def _parser() -> CommandParser:
@@ -135,13 +152,13 @@ def _of_run(config: TrainConfig, options: argparse.Namespace) -> tuple[Path, dic
     return cache_dir_of(config), jobs_of_run(config.trainer, seq_length=config.trainer.seq_length)
 
 
-def _prepare(plan: Plan, folder: Path, *, num_workers: int) -> None:
+def _prepare(plan: Plan, folder: Path, *, num_workers: int, pool: ShardPool | None) -> None:
     if (manifest := find_prepared(plan, folder)) is not None:
         print("\n".join([f"{folder}: is prepared already", *_content_lines(manifest)]))
         return
     started_s = time.monotonic()
     with _shown_progress(sum(source.num_bytes for source in plan.sources)) as show:
-        manifest = prepare(plan, folder, num_workers=num_workers, on_progress=show, on_message=_say)
+        manifest = prepare(plan, folder, num_workers=num_workers, pool=pool, on_progress=show, on_message=_say)
     _print_summary(plan, manifest, folder, duration_s=time.monotonic() - started_s)
 
 

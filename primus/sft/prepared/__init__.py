@@ -20,8 +20,16 @@ from primus.sft.prepared.dataset import PreparedDataset, open_prepared, read_led
 from primus.sft.prepared.key import differences
 from primus.sft.prepared.manifest import Manifest, read_manifest
 from primus.sft.prepared.planning import Plan, plan_preparation
-from primus.sft.prepared.preparation import Progress, find_prepared, prepare, prepare_or_wait
+from primus.sft.prepared.preparation import (
+    Progress,
+    ShardPool,
+    early_pool,
+    find_prepared,
+    prepare,
+    prepare_or_wait,
+)
 from primus.sft.prepared.run_data import jobs_of_run
+from primus.sft.prepared.source_memo import are_remembered
 from primus.sft.prepared.verification import verify
 
 __all__ = [
@@ -30,8 +38,11 @@ __all__ = [
     "Plan",
     "PreparedDataset",
     "Progress",
+    "ShardPool",
+    "are_remembered",
     "cache_dir_of",
     "differences",
+    "early_pool",
     "explain",
     "find_prepared",
     "jobs_of_run",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from typing import TypeAlias
 
 from primus.chat.conversations import ConversationBatch
 from primus.errors import DataError
@@ -41,10 +42,12 @@ from primus.sft.prepared.source_files import (
 )
 from primus.sft.recipe import Encoder
 from primus.sft.shards import ShardJob, shard_batches
-from primus.sft.workers import map_batches
+from primus.sft.workers import WorkerPool, map_batches
 
 BYTES_PER_WORKER = 32 << 20
 """Of data files for each process beyond this one; with less, starting it takes longer than the work."""
+
+ShardPool: TypeAlias = WorkerPool[ConversationBatch, EncodedBatch]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,26 @@ class Progress:
 
     num_rows: int
     num_bytes: int
+
+
+def early_pool(job: ShardJob, *, num_workers: int) -> ShardPool | None:
+    """Start the processes of a preparation, so that they load the tokenizer while this one plans.
+
+    Args:
+        job: What will be prepared.
+        num_workers: Processes.
+
+    Returns:
+        The processes, for `prepare`; None if there are so few data that this process does better alone.
+    """
+    num_bytes = sum(file.stat().st_size for file in job.recipe.files if file.is_file())
+    num_workers = _worth(num_workers, num_bytes)
+    return None if num_workers == 1 else WorkerPool(job, num_workers)
+
+
+def _worth(num_workers: int, num_bytes: int) -> int:
+    """How many processes it is worth to start for so many bytes."""
+    return min(num_workers, 1 + num_bytes // BYTES_PER_WORKER)
 
 
 def find_prepared(plan: Plan, folder: Path) -> Manifest | None:
@@ -94,6 +117,7 @@ def prepare(
     folder: Path,
     *,
     num_workers: int,
+    pool: ShardPool | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_message: Callable[[str], None] = lambda _: None,
 ) -> Manifest:
@@ -106,6 +130,7 @@ def prepare(
         plan: What is to be prepared.
         folder: The folder of the data set; it gets this name when it is whole.
         num_workers: Processes.
+        pool: The processes, if `early_pool` has started them.
         on_progress: Is told how far the work has come.
         on_message: Is told what is waited for, and what is taken over from a process that has ended.
 
@@ -117,7 +142,7 @@ def prepare(
             written, or something else lies in the folder's place.
     """
     return prepare_by(
-        lambda partial: _Preparation(plan, partial, on_message).run(num_workers, on_progress),
+        lambda partial: _Preparation(plan, partial, on_message).run(num_workers, pool, on_progress),
         plan,
         folder,
         on_message=on_message,
@@ -209,12 +234,12 @@ class _Preparation:
             on_message(f"{partial.path}: takes over {len(self._records)} finished shards")
         self._num_shards = 0
 
-    def run(self, num_workers: int, on_progress: Callable[[Progress], None]) -> Manifest:
+    def run(self, num_workers: int, pool: ShardPool | None, on_progress: Callable[[Progress], None]) -> Manifest:
         """Do everything but giving the folder its name."""
         with ExitStack() as stack:
             # A shard is hashed and written while the next one is collected.
             thread = stack.enter_context(ThreadPoolExecutor(1))
-            results = stack.enter_context(closing(self._encoded(num_workers, on_progress)))
+            results = stack.enter_context(closing(self._encoded(num_workers, pool, on_progress)))
             writing: Future[None] | None = None
             for number, group in groupby(results, key=itemgetter(0)):
                 collected = CollectedShard(self._plan.job)
@@ -233,7 +258,7 @@ class _Preparation:
         self._records[number] = collected.write(self._partial, number)
 
     def _encoded(
-        self, num_workers: int, on_progress: Callable[[Progress], None]
+        self, num_workers: int, pool: ShardPool | None, on_progress: Callable[[Progress], None]
     ) -> Generator[tuple[int, EncodedBatch], None, None]:
         """The results of the batches of shards that are not finished, each with the number of its shard."""
         job = self._plan.job
@@ -255,15 +280,18 @@ class _Preparation:
                     waiting.append((number, bytes_before + batch.rows.bytes_read))
                     yield batch
 
-        for encoded in self._results(unfinished(), num_workers):
+        for encoded in self._results(unfinished(), num_workers, pool):
             number, num_bytes = waiting.popleft()
             num_rows += encoded.ledger.num_rows
             on_progress(Progress(num_rows, num_bytes))
             yield number, encoded
 
-    def _results(self, batches: Iterator[ConversationBatch], num_workers: int) -> Iterator[EncodedBatch]:
-        num_bytes = sum(source.num_bytes for source in self._plan.sources)
-        num_workers = min(num_workers, 1 + num_bytes // BYTES_PER_WORKER)
+    def _results(
+        self, batches: Iterator[ConversationBatch], num_workers: int, pool: ShardPool | None
+    ) -> Iterator[EncodedBatch]:
+        if pool is not None:
+            return pool.map(batches)
+        num_workers = _worth(num_workers, sum(source.num_bytes for source in self._plan.sources))
         if num_workers == 1:
             return map(self._plan.job.build(self._plan.encoder).encode, batches)
         job = replace(self._plan.job, recipe=self._plan.job.recipe.with_loaded(self._plan.encoder.tokenizer))

@@ -66,6 +66,23 @@ def describe_sources_once(
     ]
 
 
+def are_remembered(files: Sequence[Path], cache_dir: Path) -> bool:
+    """Whether the content of all files is remembered in a cache, as far as a look at them tells.
+
+    Args:
+        files: The files.
+        cache_dir: The cache.
+
+    Returns:
+        True if a data set of them may be there already.
+    """
+    memo = _read(cache_dir / MEMO)
+    return all(
+        file.is_file() and _remembered(memo, file, stamp) is not None
+        for file, stamp in zip(files, stamps_of(files, is_strict=True), strict=True)
+    )
+
+
 def _read(path: Path) -> Memo:
     try:
         return read_sealed(path, dict) if path.exists() else {}

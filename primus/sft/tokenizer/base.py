@@ -194,6 +194,9 @@ class SFTTokenizer(ABC):
         """
         return False
 
+    def warm_up(self) -> None:  # noqa: B027  # most have nothing to load
+        """Load now what is otherwise loaded when it pays, after some texts; processes that are forked then share it."""
+
     def encode_plain(self, texts: Sequence[MarkedText]) -> list[Encoding | None]:
         """The encodings of texts in which nothing special happens, in less time than one by one.
 

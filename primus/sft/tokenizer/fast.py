@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Container, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import chain, pairwise
 from typing import Any
@@ -161,6 +162,16 @@ class FastTokenizer(SFTTokenizer):
             return ids_T, offsets_T2
         twin, spelling = self._twin(text)
         return _run(twin, shield.respell(text, controls, spelling))
+
+    def warm_up(self) -> None:
+        """Build and prove the fast engine, if there may be one, and meanwhile the tables that go with it."""
+        if not isinstance(self._official.decoder, decoders.ByteLevel):
+            return
+        with ThreadPoolExecutor(1) as thread:
+            engine = thread.submit(lambda: self._engine)
+            _ = self._token_words
+            if engine.result() is not None:
+                self._num_chars = _CHARS_BEFORE_ENGINE
 
     def encode_plain(self, texts: Sequence[MarkedText]) -> list[Encoding | None]:
         """The encodings of texts in which nothing special happens."""

@@ -3,13 +3,20 @@
 
 import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
+import psutil
 import pytest
 
 from primus.errors import ConversationError, DataError, TokenizerError
-from primus.sft.workers import Job, map_batches, num_cores
+from primus.sft.workers import Job, WorkerPool, map_batches, num_cores
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,91 @@ def test_an_error_in_a_batch_arrives_with_its_reason(num_workers: int) -> None:
 def test_a_process_that_is_killed_is_an_error_of_one_line() -> None:
     with pytest.raises(DataError, match=r"^workers: a process was ended from outside.*--workers$"):
         list(map_batches(Square(dies_at=7), range(50), num_workers=2))
+
+
+@dataclass(frozen=True)
+class Loaded(Job[int, tuple[int, int]]):
+    """Gives in which process it was loaded and in which it works."""
+
+    leaves_thread: bool = False
+
+    def start(self) -> Callable[[int], tuple[int, int]]:
+        raise AssertionError("this is for one process")
+
+    def start_for_many(self) -> Callable[[int], tuple[int, int]]:
+        loaded_in = os.getpid()
+        if self.leaves_thread:
+            threading.Thread(target=threading.Event().wait, daemon=True).start()
+
+        def tell(_: int) -> tuple[int, int]:
+            time.sleep(0.02)
+            return loaded_in, os.getpid()
+
+        return tell
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
+def test_one_process_loads_for_all() -> None:
+    results = set(map_batches(Loaded(), range(30), num_workers=3))
+    assert len(results) == 3
+    assert len({loaded_in for loaded_in, _ in results}) == 1
+
+
+def test_a_process_that_can_not_be_forked_starts_the_others() -> None:
+    results = set(map_batches(Loaded(leaves_thread=True), range(30), num_workers=2))
+    assert len(results) == 2
+    assert all(loaded_in == works_in for loaded_in, works_in in results)
+
+
+def test_no_process_is_left() -> None:
+    results = map_batches(Loaded(), range(100), num_workers=3)
+    processes = {next(results)[1] for _ in range(20)}
+    results.close()  # type: ignore[attr-defined]  # a generator
+    assert not any(psutil.pid_exists(process) for process in processes)
+
+
+@dataclass(frozen=True)
+class Slow(Job[int, int]):
+    def start(self) -> Callable[[int], int]:
+        time.sleep(100)
+        raise AssertionError("never")
+
+
+def test_processes_that_still_load_are_ended() -> None:
+    children = set(psutil.Process().children(recursive=True))
+    with WorkerPool(Slow(), 2):
+        started = set(psutil.Process().children(recursive=True)) - children
+        assert len(started) == 1
+    assert set(psutil.Process().children(recursive=True)) == children
+
+
+def test_an_error_that_nobody_expected_arrives_with_its_place() -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)in a process that works for this one:.*test_workers\.py.*TypeError"):
+        list(map_batches(Square(), cast("list[int]", ["not a number"]), num_workers=2))
+    with pytest.raises(RuntimeError, match=r"(?s)AssertionError: this is for one process"):
+        list(map_batches(NotLoaded(), [1], num_workers=2))
+
+
+class NotLoaded(Loaded):
+    def start_for_many(self) -> Callable[[int], tuple[int, int]]:
+        return self.start()
+
+
+class Arrays(Job[tuple[npt.NDArray[Any], ...], list[npt.NDArray[Any]]]):
+    def start(self) -> Callable[[tuple[npt.NDArray[Any], ...]], list[npt.NDArray[Any]]]:
+        return lambda arrays: [array + array.dtype.type(1) for array in arrays]
+
+
+def test_arrays_of_all_sizes_come_and_go() -> None:
+    """Fewer and more parts than go into one call of the system, empty ones, and more bytes than a pipe holds."""
+    small = tuple(np.arange(n % 7, dtype=dtype) for n in range(1500) for dtype in ("u1", "<i4", "<i8"))
+    large = (np.arange(3_000_001, dtype=np.uint8), np.arange(1_000_003, dtype=np.int64), np.zeros((0, 2)))
+    batches = [small, large, (), large, small] * 2
+    results = list(map_batches(Arrays(), batches, num_workers=2))
+    for arrays, given in zip(results, batches, strict=True):
+        assert len(arrays) == len(given)
+        assert all(array.flags.aligned for array in arrays)
+        assert all(np.array_equal(array, one + one.dtype.type(1)) for array, one in zip(arrays, given, strict=True))
 
 
 def test_there_is_at_least_one_core() -> None:
