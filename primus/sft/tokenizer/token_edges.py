@@ -4,7 +4,7 @@
 N: texts. T: tokens of all texts. E: edges of the spans of all texts. M: markers of all texts. B: bytes of all texts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +80,7 @@ class TokenWords(VocabularyTables):
             Their indices; those without bytes are among them.
         """
         words = bytes_B[: len(bytes_B) // _WORD * _WORD].view("<u8")
-        different = [self._without(ids_T, num_bytes_T), self._longer(ids_T, num_bytes_T, starts_T, words)]
+        different = [self._without(ids_T, num_bytes_T), *self._longer(ids_T, num_bytes_T, starts_T, words)]
         for first in range(0, len(ids_T), _AT_ONCE):
             ids_P = ids_T[first : first + _AT_ONCE]
             differ_P = _words_at(words, starts_T[first : first + _AT_ONCE])
@@ -96,21 +96,22 @@ class TokenWords(VocabularyTables):
 
     def _longer(
         self, ids_T: IntArray, num_bytes_T: npt.NDArray[Any], starts_T: IntArray, words: npt.NDArray[np.uint64]
-    ) -> IntArray:
-        """Which ids differ behind their first word."""
-        long_L = np.flatnonzero(num_bytes_T > _WORD)
-        ids_L = ids_T[long_L]
-        num_more_L = (self.num_bytes_V[ids_L].astype(np.int64) - 1) // _WORD
-        of_M = np.repeat(np.arange(len(long_L)), num_more_L)
-        # From the second word of each on.
-        word_M = 1 + np.arange(len(of_M)) - np.repeat(np.cumsum(num_more_L) - num_more_L, num_more_L)
-        rest_M = np.minimum(self.num_bytes_V[ids_L][of_M] - _WORD * word_M, _WORD)
-        # All tokens together may have more bytes than there are.
-        starts_M = np.minimum(starts_T[long_L][of_M] + _WORD * word_M, _WORD * (len(words) - 1) - 1)
-        differ_M = _words_at(words, starts_M) ^ self._words[self._at_V[ids_L][of_M] + word_M]
-        is_other_M = (differ_M & _MASKS[rest_M]) != 0
-        others: IntArray = long_L[of_M[is_other_M]]
-        return others
+    ) -> Iterator[IntArray]:
+        """Which ids differ in their second word, in their third, and so on."""
+        at_L = np.flatnonzero(num_bytes_T > _WORD)
+        num_bytes_L, ids_L, starts_L = num_bytes_T[at_L].astype(np.int64), ids_T[at_L], starts_T[at_L]
+        word = 1
+        while len(at_L):
+            # All tokens together may have more bytes than there are.
+            places_L = np.minimum(starts_L + _WORD * word, _WORD * (len(words) - 1) - 1)
+            differ_L = _words_at(words, places_L)
+            differ_L ^= self._words.take(self._at_V.take(ids_L) + word)
+            differ_L &= _MASKS.take(np.minimum(num_bytes_L - _WORD * word, _WORD))
+            if differ_L.any():
+                yield at_L[differ_L != 0]
+            word += 1
+            is_longer_L = num_bytes_L > _WORD * word
+            at_L, num_bytes_L, ids_L, starts_L = (array[is_longer_L] for array in (at_L, num_bytes_L, ids_L, starts_L))
 
 
 def _words_at(words: npt.NDArray[np.uint64], starts_T: IntArray) -> npt.NDArray[np.uint64]:
@@ -188,7 +189,8 @@ def _places(
     The places never decrease: all tokens of a text that has another number of bytes are put at its beginning.
     """
     starts_T1 = np.zeros(len(num_bytes_T) + 1, dtype=np.int64)
-    np.cumsum(num_bytes_T, dtype=np.int64, out=starts_T1[1:])
+    starts_T1[1:] = num_bytes_T
+    np.cumsum(starts_T1, out=starts_T1)
     is_exact_N = np.diff(starts_T1[token_bounds_N1]) == np.diff(byte_bounds_N1)
     if not is_exact_N.all():
         num_tokens_N = np.diff(token_bounds_N1)
