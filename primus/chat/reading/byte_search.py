@@ -31,7 +31,7 @@ def has_any(data: bytes, *words: bytes) -> bool:
 
     Args:
         data: The data.
-        words: The words.
+        *words: The words.
 
     Returns:
         What `any(word in data for word in words)` gives.
