@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from megatron.core.datasets import indexed_dataset
 
 from primus.errors import DataError
 from primus.sft.encoding import EncodedConversation
@@ -55,7 +57,6 @@ def test_what_is_mapped_is_what_was_written(tmp_path: Path, arrays: SequenceArra
 
 
 def test_megatron_reads_each_sequence_as_a_document(tmp_path: Path) -> None:
-    indexed_dataset = pytest.importorskip("megatron.core.datasets.indexed_dataset")
     sequences = [sequence(5, 1, "a:1"), sequence(1, 0, "a:2"), sequence(300, 3, "a:3")]
     write_shard(tmp_path, arrays_of(*sequences))
     dataset = indexed_dataset.IndexedDataset(str(tmp_path / "tokens"))
@@ -67,11 +68,9 @@ def test_megatron_reads_each_sequence_as_a_document(tmp_path: Path) -> None:
 
 
 def test_megatrons_own_writer_writes_the_same_index(tmp_path: Path) -> None:
-    indexed_dataset = pytest.importorskip("megatron.core.datasets.indexed_dataset")
     sequences = [sequence(5, 1, "a:1"), sequence(1, 0, "a:2"), sequence(300, 3, "a:3")]
     write_shard(tmp_path, arrays_of(*sequences))
     builder = indexed_dataset.IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=np.int32)
-    torch = pytest.importorskip("torch")
     for written in sequences:
         builder.add_item(torch.from_numpy(written.tokens_T))
         builder.end_document()

@@ -17,7 +17,7 @@ import primus.sft.prepared.preparation
 from primus.errors import DataError
 from primus.sft.dataset import TokenizedDataset, tokenize_files
 from primus.sft.ledger import VALIDATION
-from primus.sft.prepared import Progress, open_prepared, plan_preparation, prepare, verify
+from primus.sft.prepared import Progress, open_prepared, plan_preparation, prepare, read_manifest, verify
 from primus.sft.prepared.arrays import ARRAYS, INDEX, TOKENS
 from primus.sft.prepared.collected import CollectedShard
 from primus.sft.prepared.partial import PartialFolder
@@ -212,7 +212,8 @@ def test_what_is_there_is_not_prepared_again(
     small_shards: None, conversations: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(primus.sft.prepared.preparation, "hold")  # it may lie where nothing can be written
-    prepare(plan_preparation(make_job(conversations, validation_fraction=0.1)), prepared, num_workers=1)
+    manifest = prepare(plan_preparation(make_job(conversations, validation_fraction=0.1)), prepared, num_workers=1)
+    assert manifest == read_manifest(prepared)
 
 
 def test_another_data_set_in_its_place_is_refused(conversations: Path, prepared: Path) -> None:
