@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which conversations of a global batch have a loss that is no number.
+"""Which conversations of a global batch, or of the validation split, have a loss that is no number.
 
 The batch is run again, one conversation at a time, so that what is wrong with one of them can't spread to another.
 
@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 
 from primus.backends.megatron.data.batches import BatchSource, IntArray
@@ -22,6 +23,8 @@ from primus.sft.masking import PackedTargets
 
 # Conversations that a message names; the rest is counted.
 _MAX_NAMED = 8
+_MAX_LOOKED_AT = 64
+_NONE: IntArray = np.zeros(0, dtype=np.int64)
 
 
 def describe_broken_loss(
@@ -32,6 +35,7 @@ def describe_broken_loss(
     own_places: Sequence[int],
     pad_to_multiple_of: int,
     device: torch.device,
+    whose: str = "the global batch's",
 ) -> str:
     """Say which conversations of a batch are to blame for its loss; all ranks call it together.
 
@@ -42,13 +46,14 @@ def describe_broken_loss(
         own_places: Places in the batch of the sequences that this rank computes.
         pad_to_multiple_of: As in training.
         device: Where the model is.
+        whose: Whose conversations they are, for the message.
 
     Returns:
         What follows the loss in a message.
     """
     origins = [dataset.origins(index) for index in batch_G.tolist()]
     bounds = np.cumsum([0, *map(len, origins)])
-    own_C = np.concatenate([np.arange(bounds[place], bounds[place + 1]) for place in own_places])
+    own_C = np.concatenate([_NONE, *(np.arange(bounds[place], bounds[place + 1]) for place in own_places)])
     alone = cast("BatchSource", _Conversations(dataset, batch_G, bounds=bounds))
     with inference(model):
         reports = run_forward_only(
@@ -62,11 +67,44 @@ def describe_broken_loss(
     what = "conversations" if dataset.is_packed else "sequences"
     if is_broken_C.all() or not is_broken_C.any():
         return (
-            f", with every one of the global batch's {what}; lower lr, or look at the step before; {what}: "
+            f", with every one of {whose} {what}; lower lr, or look at the step before; {what}: "
             f"{name_some(all_origins)}"
         )
     to_blame = [all_origins[number] for number in np.flatnonzero(is_broken_C)]
-    return f" because of {len(to_blame)} of the global batch's {len(all_origins)} {what}; look at {name_some(to_blame)}"
+    return f" because of {len(to_blame)} of {whose} {len(all_origins)} {what}; look at {name_some(to_blame)}"
+
+
+def describe_broken_validation(
+    model: Sequence[DistributedDataParallel],
+    dataset: BatchSource,
+    broken_E: IntArray,
+    *,
+    pad_to_multiple_of: int,
+    device: torch.device,
+) -> str:
+    """Say which conversations are to blame for a validation loss; all ranks call it together.
+
+    Args:
+        model: The chunks of the model on this rank.
+        dataset: The validation split.
+        broken_E: What `evaluate` found; the first 64 are looked at one by one.
+        pad_to_multiple_of: As in training.
+        device: Where the model is.
+
+    Returns:
+        What follows the loss in a message.
+    """
+    looked_at_E = broken_E[:_MAX_LOOKED_AT]
+    rank, num_ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    return describe_broken_loss(
+        model,
+        dataset,
+        looked_at_E,
+        own_places=range(len(looked_at_E))[rank::num_ranks],
+        pad_to_multiple_of=pad_to_multiple_of,
+        device=device,
+        whose="the first broken batches'" if len(broken_E) > len(looked_at_E) else "the broken batches'",
+    )
 
 
 def name_some(origins: Sequence[str]) -> str:

@@ -4,6 +4,7 @@
 Shapes: E sequences to evaluate, B sequences of a micro-batch.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ class Evaluation:
     """Sum of the weighted losses of all targets, divided by the units of all sequences."""
     breakdown: Breakdown
     """The losses of its turns, roles and sources."""
+    broken_E: IntArray
+    """Ascending indices of the sequences in micro-batches whose loss is no number; one of each may be to blame."""
 
 
 def evaluated_sequences(num_sequences: int, *, at_most: int) -> IntArray:
@@ -126,7 +129,21 @@ def evaluate(
             "validation: the sequences that are evaluated have targets, but nothing to divide their loss by, as all of"
             " them are later parts of conversations; raise eval_iters, or set it to 0 to take all"
         )
-    return Evaluation(loss=loss_sum / num_units, breakdown=break_down(groups, source_names=dataset.source_names))
+    broken_E = np.zeros(0, dtype=np.int64)
+    if not math.isfinite(loss_sum):
+        broken_E = _broken_sequences(reports, batches, num_sequences=len(dataset), device=device)
+    breakdown = break_down(groups, source_names=dataset.source_names)
+    return Evaluation(loss=loss_sum / num_units, breakdown=breakdown, broken_E=broken_E)
+
+
+def _broken_sequences(
+    reports: Sequence[LossReport], batches: Sequence[IntArray], *, num_sequences: int, device: torch.device
+) -> IntArray:
+    """The sequences of all ranks' micro-batches whose loss is no number."""
+    is_broken_N = np.zeros(num_sequences)
+    for report, batch_B in zip(reports, batches, strict=False):  # some ranks have no reports
+        is_broken_N[batch_B] = not math.isfinite(report.loss_sum.item())
+    return np.flatnonzero(sum_over_losses(*is_broken_N, device=device))
 
 
 def run_forward_only(

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from primus.backends.megatron.blame import describe_broken_validation
 from primus.backends.megatron.checkpoint.folder import RunFacts, read_run
 from primus.backends.megatron.checkpoint.saving import CheckpointSaver
 from primus.backends.megatron.checkpoint.start import Start
@@ -282,10 +283,14 @@ class TrainingRun:
             device=self._process.device,
         )
         if not math.isfinite(found.loss):
-            raise TrainingError(
-                f"step {iteration}: the validation loss is {found.loss}, though that of the step was a number; lower"
-                " lr, or look at the data that is validated on"
+            blame = describe_broken_validation(
+                self._model,
+                self._validation,
+                found.broken_E,
+                pad_to_multiple_of=width_multiple(self._trainer),
+                device=self._process.device,
             )
+            raise TrainingError(f"step {iteration}: the validation loss is {found.loss}{blame}")
         show(
             EvaluationMetrics(
                 iteration=iteration,

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from primus.backends.megatron.blame import describe_broken_validation
 from primus.backends.megatron.evaluation import evaluate, evaluation_micro_batches
 from primus.backends.megatron.model.gpt import build_model
 from primus.errors import TrainingError
@@ -60,8 +61,26 @@ def test_sequences_without_a_unit_are_refused_with_an_advice(tiny: ModuleType, t
 
 def test_a_validation_loss_that_is_no_number_ends_the_run_in_one_line(tiny: ModuleType, tmp_path: Path) -> None:
     config = tiny.tiny_config(tmp_path, lr=1e30, min_lr=1e30, lr_warmup_iters=0, clip_grad=0.0, eval_interval=1)
-    with pytest.raises(TrainingError, match=r"^step 1: the validation loss is (nan|inf), though .*; lower lr"):
+    said = (
+        r"^step 1: the validation loss is (nan|inf)(, with every one| because of \d+) of the broken batches' .* tiny"
+    )
+    with pytest.raises(TrainingError, match=said):
         tiny.run_tiny(config)
+
+
+@pytest.mark.usefixtures("joined")
+def test_conversations_that_make_the_validation_loss_no_number_are_named(tiny: ModuleType, tmp_path: Path) -> None:
+    (model,) = build_model(tiny.tiny_config(tmp_path).trainer, padded_vocab_size=64, device=CPU)
+    data = tiny.TinySequences(13, seed=2)
+    for index in (3, 11):
+        data.rows[index]["loss_mask"][0] = float("nan")
+    found = evaluate([model], data, at_most=0, micro_batch_size=4, pad_to_multiple_of=8, device=CPU)
+    assert np.isnan(found.loss)
+    assert {3, 11} <= set(found.broken_E.tolist())
+    num_broken = len(found.broken_E)
+    assert num_broken <= 8
+    said = describe_broken_validation([model], data, found.broken_E, pad_to_multiple_of=8, device=CPU)
+    assert said == (f" because of 2 of the broken batches' {num_broken} sequences; look at tiny.jsonl:4, tiny.jsonl:12")
 
 
 @given(num=st.integers(1, 40), micro=st.integers(1, 7), ranks=st.integers(1, 5))
