@@ -2,7 +2,8 @@
 """A training run, from a configuration to a trained model."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from primus.backends.megatron.reporting.wandb_curves import require_wandb
 from primus.backends.megatron.training_run import TrainingResult, TrainingRun
 from primus.config.hugging_face import read_hugging_face_config
 from primus.config.schema import ModelKeys, TrainConfig, TrainerConfig
-from primus.errors import ConfigError
+from primus.errors import ConfigError, TrainingError
 from primus.sft.formatters import TEMPLATE, read_templates
 from primus.sft.streaming import IndexedStream
 from primus.sft.tokenizer import SFTTokenizer, load_tokenizer
@@ -89,7 +90,7 @@ def _train_from(
             else {}
         ),
     )
-    with data.told_at_the_end():
+    with data.told_at_the_end(), _drawn_if_it_fails(config, process=process):
         result = train_on(
             config,
             process=process,
@@ -101,6 +102,19 @@ def _train_from(
     if process.rank == 0:
         write_run_page(config, path=result.report_path)
     return result
+
+
+@contextmanager
+def _drawn_if_it_fails(config: TrainConfig, *, process: Process) -> Iterator[None]:
+    """Write the page of what a run did before its loss became no number: one looks there for the reason."""
+    try:
+        yield
+    except TrainingError:
+        logs = config.exp_dir / "logs"
+        if process.rank == 0 and read_metrics(logs / "metrics.jsonl"):
+            write_run_page(config, path=logs / "report.html")
+            logger.info("%s: the steps until then", logs / "report.html")
+        raise
 
 
 def train_on(

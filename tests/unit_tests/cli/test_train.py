@@ -150,6 +150,19 @@ def test_an_error_of_two_ranks_is_shown_once(folder: Path) -> None:
     assert line.startswith("absent.jsonl: no such file")
 
 
+@pytest.mark.slow
+def test_a_run_that_breaks_names_conversations_and_leaves_its_page(folder: Path) -> None:
+    broken = keys("lr=3e38", "min_lr=3e38", "clip_grad=0.0", "eval_interval=1", "log_interval=1", name="broken")
+    done = primus(folder, "train", *broken, "--nproc-per-node=2")
+    assert (done.returncode, done.stdout) == (2, "")
+    *_, page, error = done.stderr.splitlines()
+    assert error.startswith("step 1: the validation loss is nan")
+    assert " the broken batches' " in error
+    assert re.search(r" rows\.jsonl:\d+", error)
+    assert page == "output/primus/user/broken/logs/report.html: the steps until then"
+    assert 'id="loss"' in (folder / "output/primus/user/broken/logs/report.html").read_text()
+
+
 def test_the_trained_model_is_exported_by_another_process(
     folder: Path, trained: subprocess.CompletedProcess[str]
 ) -> None:

@@ -61,9 +61,7 @@ def test_sequences_without_a_unit_are_refused_with_an_advice(tiny: ModuleType, t
 
 def test_a_validation_loss_that_is_no_number_ends_the_run_in_one_line(tiny: ModuleType, tmp_path: Path) -> None:
     config = tiny.tiny_config(tmp_path, lr=1e30, min_lr=1e30, lr_warmup_iters=0, clip_grad=0.0, eval_interval=1)
-    said = (
-        r"^step 1: the validation loss is (nan|inf)(, with every one| because of \d+) of the broken batches' .* tiny"
-    )
+    said = r"^step 1: the validation loss is (nan|inf)(, with every one| because of \d+) of the broken batches' .* tiny"
     with pytest.raises(TrainingError, match=said):
         tiny.run_tiny(config)
 
