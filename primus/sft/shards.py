@@ -36,10 +36,6 @@ class ShardJob(Job[ConversationBatch, EncodedBatch]):
         """Load the tokenizer."""
         return self.build().encode
 
-    def start_for_many(self) -> Callable[[ConversationBatch], EncodedBatch]:
-        """Load the tokenizer, and what makes it fast."""
-        return self.build(self.recipe.build_for_many()).encode
-
     def build(self, encoder: Encoder | None = None) -> ShardEncoder:
         """What encodes batches.
 

@@ -25,6 +25,7 @@ from primus.sft.prepared import (
     ShardPool,
     are_remembered,
     cache_dir_of,
+    check_sources,
     early_pool,
     explain,
     find_prepared,
@@ -84,6 +85,7 @@ def run(arguments: Sequence[str]) -> int:
             continue
         with ExitStack() as stack:
             pool = None
+            check_sources(job.recipe.files)
             if not options.explain and _is_new(job, cache_dir, options.out):
                 pool = early_pool(job, num_workers=num_workers(options))
             if pool is not None:
@@ -100,10 +102,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _is_new(job: ShardJob, cache_dir: Path, out: Path | None) -> bool:
     """Whether there is probably no such data set yet."""
-    files = job.recipe.files
-    if not all(file.is_file() for file in files):
-        return False  # which is an error
-    return not (are_remembered(files, cache_dir) if out is None else out.exists())
+    return not (are_remembered(job.recipe.files, cache_dir) if out is None else out.exists())
 
 
 def _parser() -> CommandParser:

@@ -29,6 +29,7 @@ from primus.sft.prepared.preparation import (
     prepare_or_wait,
 )
 from primus.sft.prepared.run_data import jobs_of_run
+from primus.sft.prepared.source_files import check_sources
 from primus.sft.prepared.source_memo import are_remembered
 from primus.sft.prepared.verification import verify
 
@@ -41,6 +42,7 @@ __all__ = [
     "ShardPool",
     "are_remembered",
     "cache_dir_of",
+    "check_sources",
     "differences",
     "early_pool",
     "explain",

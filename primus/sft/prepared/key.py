@@ -42,6 +42,25 @@ def key_facts(job: ShardJob, *, tokenizer: SFTTokenizer, sources: Sequence[Sourc
         "program_version": __version__,
         "sources": [source.to_dict() for source in sources],
         "rows": asdict(recipe.source),
+        **loaded_facts(job, tokenizer=tokenizer),
+        "options": {name: value for name, value in asdict(recipe.options).items() if name not in _SAID_OF_ROWS},
+        "seq_length": recipe.max_seq_length,
+        "outcome": job.outcome,
+        "validation_fraction": job.validation_fraction,
+    }
+
+
+def loaded_facts(job: ShardJob, *, tokenizer: SFTTokenizer) -> Facts:
+    """What of it every process that encodes loads for itself.
+
+    Args:
+        job: How rows become sequences.
+        tokenizer: The tokenizer that the job loads.
+
+    Returns:
+        Plain data.
+    """
+    return {
         "tokenizer": {
             "fingerprint": tokenizer.fingerprint,
             "adds_bos": tokenizer.adds_bos,
@@ -50,10 +69,6 @@ def key_facts(job: ShardJob, *, tokenizer: SFTTokenizer, sources: Sequence[Sourc
             "special_tokens": dict(tokenizer.special_tokens),
         },
         "format": _format_facts(job, tokenizer),
-        "options": {name: value for name, value in asdict(recipe.options).items() if name not in _SAID_OF_ROWS},
-        "seq_length": recipe.max_seq_length,
-        "outcome": job.outcome,
-        "validation_fraction": job.validation_fraction,
     }
 
 

@@ -24,7 +24,7 @@ from primus.sft.prepared.cache import prepared_folder
 from primus.sft.prepared.collected import KEPT, CollectedShard, splits_of
 from primus.sft.prepared.dataset import check_sizes
 from primus.sft.prepared.disk import FileFacts, disk_errors, read_pieces, sync_folder, write_file
-from primus.sft.prepared.key import differences
+from primus.sft.prepared.key import differences, key_of, loaded_facts
 from primus.sft.prepared.lock import hold
 from primus.sft.prepared.manifest import (
     LEDGER,
@@ -42,12 +42,31 @@ from primus.sft.prepared.source_files import (
 )
 from primus.sft.recipe import Encoder
 from primus.sft.shards import ShardJob, shard_batches
-from primus.sft.workers import WorkerPool, map_batches
+from primus.sft.workers import Job, WorkerPool, map_batches
 
 BYTES_PER_WORKER = 32 << 20
 """Of data files for each process beyond this one; with less, starting it takes longer than the work."""
 
-ShardPool: TypeAlias = WorkerPool[ConversationBatch, EncodedBatch]
+
+@dataclass(frozen=True, slots=True)
+class PreparationJob(Job[ConversationBatch, tuple[str, EncodedBatch]]):
+    """Encoding in processes of its own, each of which says with every batch what it has loaded.
+
+    Attributes:
+        job: How rows become sequences.
+    """
+
+    job: ShardJob
+
+    def start(self) -> Callable[[ConversationBatch], tuple[str, EncodedBatch]]:
+        """Load the tokenizer, and what makes it fast."""
+        encoder = self.job.recipe.build_for_many()
+        loaded = key_of(loaded_facts(self.job, tokenizer=encoder.tokenizer))
+        encode = self.job.build(encoder).encode
+        return lambda batch: (loaded, encode(batch))
+
+
+ShardPool: TypeAlias = WorkerPool[ConversationBatch, tuple[str, EncodedBatch]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +94,7 @@ def early_pool(job: ShardJob, *, num_workers: int) -> ShardPool | None:
     """
     num_bytes = sum(file.stat().st_size for file in job.recipe.files if file.is_file())
     num_workers = _worth(num_workers, num_bytes)
-    return None if num_workers == 1 else WorkerPool(job, num_workers)
+    return None if num_workers == 1 else WorkerPool(PreparationJob(job), num_workers)
 
 
 def _worth(num_workers: int, num_bytes: int) -> int:
@@ -290,12 +309,23 @@ class _Preparation:
         self, batches: Iterator[ConversationBatch], num_workers: int, pool: ShardPool | None
     ) -> Iterator[EncodedBatch]:
         if pool is not None:
-            return pool.map(batches)
+            return self._of_the_plan(pool.map(batches))
         num_workers = _worth(num_workers, sum(source.num_bytes for source in self._plan.sources))
         if num_workers == 1:
             return map(self._plan.job.build(self._plan.encoder).encode, batches)
         job = replace(self._plan.job, recipe=self._plan.job.recipe.with_loaded(self._plan.encoder.tokenizer))
-        return map_batches(job, batches, num_workers=num_workers)
+        return self._of_the_plan(map_batches(PreparationJob(job), batches, num_workers=num_workers))
+
+    def _of_the_plan(self, results: Iterator[tuple[str, EncodedBatch]]) -> Iterator[EncodedBatch]:
+        """The batches, if they were encoded with what the key was made from."""
+        tokenizer = self._plan.encoder.tokenizer
+        expected = key_of(loaded_facts(self._plan.job, tokenizer=tokenizer))
+        for loaded, encoded in results:
+            if loaded != expected:
+                raise DataError(
+                    f"{tokenizer.name}: the tokenizer or the chat template changed while it was used; run it again"
+                )
+            yield encoded
 
 
 def finish(

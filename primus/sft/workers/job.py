@@ -17,18 +17,8 @@ class Job(ABC, Generic[Batch, Result]):
 
     @abstractmethod
     def start(self) -> Callable[[Batch], Result]:
-        """Load what the function needs.
+        """Load what the function needs, in a process of which others are forked: no thread may be left behind.
 
         Returns:
             The function that handles one batch.
         """
-
-    def start_for_many(self) -> Callable[[Batch], Result]:
-        """Load what the function needs for many batches, in a process of which others are forked.
-
-        What is loaded here is there in all of them, without being loaded again. No thread may be left behind.
-
-        Returns:
-            The function that handles one batch.
-        """
-        return self.start()

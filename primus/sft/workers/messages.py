@@ -18,7 +18,7 @@ from io import BytesIO
 from itertools import accumulate
 from multiprocessing.reduction import ForkingPickler
 from pickle import PickleBuffer
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,22 @@ _HEAD = "<QQ"
 _ALIGNED = 8  # bytes: no array has larger items
 _PROTOCOL = 5  # the first with buffers of their own
 _MAX_PARTS = 512  # of one call; the system takes 1,024 at least
+
+
+class Message(NamedTuple):
+    """An object as it came through a pipe."""
+
+    num_parts: int
+    """How many parts it has."""
+    content: memoryview
+    """What follows the numbers."""
+
+    def unpack(self) -> Any:
+        """The object; its arrays are parts of one piece of memory, and can be written to."""
+        sizes = struct.unpack_from(f"<{self.num_parts}Q", self.content)
+        starts = accumulate((size + -size % _ALIGNED for size in sizes[:-1]), initial=_ALIGNED * self.num_parts)
+        pickled, *buffers = [self.content[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+        return ForkingPickler.loads(pickled, buffers=buffers)
 
 
 def send(pipe: int, value: Any) -> None:
@@ -49,24 +65,21 @@ def send(pipe: int, value: Any) -> None:
     _write(pipe, [memoryview(head + struct.pack(f"<{len(sizes)}Q", *sizes)), *rest])
 
 
-def receive(pipe: int) -> Any:
-    """Read an object.
+def receive(pipe: int) -> Message | None:
+    """Read an object, without unpacking it.
 
     Args:
         pipe: The pipe's end for reading.
 
     Returns:
-        The object; what its arrays hold can be written to.
-
-    Raises:
-        EOFError: If nobody can write one any more.
+        The object; None if nobody can write one any more.
     """
-    num_parts, num_bytes = struct.unpack(_HEAD, _read(pipe, struct.calcsize(_HEAD)))
+    head = _read(pipe, struct.calcsize(_HEAD))
+    if head is None:
+        return None
+    num_parts, num_bytes = struct.unpack(_HEAD, head)
     content = _read(pipe, num_bytes)
-    sizes = struct.unpack_from(f"<{num_parts}Q", content)
-    starts = accumulate((size + -size % _ALIGNED for size in sizes[:-1]), initial=_ALIGNED * num_parts)
-    pickled, *buffers = [content[start : start + size] for start, size in zip(starts, sizes, strict=True)]
-    return ForkingPickler.loads(pickled, buffers=buffers)
+    return None if content is None else Message(num_parts, content)
 
 
 def _write(pipe: int, parts: Sequence[memoryview]) -> None:
@@ -82,12 +95,12 @@ def _write(pipe: int, parts: Sequence[memoryview]) -> None:
             rest[0] = rest[0][num_bytes:]
 
 
-def _read(pipe: int, num_bytes: int) -> memoryview:
+def _read(pipe: int, num_bytes: int) -> memoryview | None:
     view = memoryview(np.empty(num_bytes, dtype=np.uint8))  # without zeros first
     position = 0
     while position < num_bytes:
         num_read = os.readv(pipe, [view[position:]])
         if not num_read:
-            raise EOFError(f"a pipe ended {num_bytes - position} bytes too soon")
+            return None
         position += num_read
     return view

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processes that work for this one, and what they are sent."""
 
+import errno
 import fcntl
 import os
+import resource
+import signal
 import threading
+import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
-from subprocess import TimeoutExpired
+from subprocess import Popen, TimeoutExpired
 from types import TracebackType
 from typing import Any, Generic
 
@@ -17,13 +21,17 @@ from typing_extensions import Self
 
 from primus.errors import DataError
 from primus.sft.workers.job import Batch, Job, Result
-from primus.sft.workers.messages import receive, send
-from primus.sft.workers.process import Ends, start_processes
+from primus.sft.workers.messages import Message, receive, send
+from primus.sft.workers.process import Ends, new_pipe, start_process
 
 # Batches that wait for each process: enough that none is idle, few enough that memory stays flat.
 _WAITING_PER_WORKER = 3
 _PIPE_BYTES = 1 << 20
-_END_S = 0.2
+# A user has 64 MiB of pipes; with more processes each would only have less than without asking.
+_MOST_WIDE = 16
+_FILES_PER_WORKER, _OTHER_FILES = 4, 256
+# How long processes may take to end: those that still load look for nothing else.
+_LOADING_END_S, _WORKING_END_S = 0.2, 10.0
 
 
 def num_cores() -> int:
@@ -58,24 +66,35 @@ class WorkerPool(Generic[Batch, Result]):
     Args:
         job: What is done with a batch.
         num_workers: Processes.
+
+    Raises:
+        DataError: If there may not be as many open files as that takes.
     """
 
     def __init__(self, job: Job[Batch, Result], num_workers: int) -> None:
-        theirs: list[Ends] = []
+        _allow_files(_FILES_PER_WORKER * num_workers + _OTHER_FILES)
         self._workers: list[_Worker] = []
-        for _ in range(num_workers):
-            tasks, tasks_for_us = os.pipe()
-            results_for_us, results = os.pipe()
-            _widen(tasks)
-            _widen(results)
-            theirs.append(Ends(tasks, results))
-            self._workers.append(_Worker(tasks_for_us, results_for_us))
-        self._process = start_processes(job, theirs)
-        for ends in theirs:
-            for end in ends:
-                os.close(end)
+        with ExitStack() as if_it_fails, ExitStack() as theirs, _files_needed(num_workers):
+            all_ends = []
+            for _ in range(num_workers):
+                worker, ends = _connect(is_wide=num_workers <= _MOST_WIDE)
+                if_it_fails.callback(worker.end)
+                for end in ends:
+                    theirs.callback(os.close, end)
+                self._workers.append(worker)
+                all_ends.append(ends)
+            with _interrupts_held_back():
+                process, for_job = start_process(all_ends)
+                if_it_fails.callback(_kill, process)
+                theirs.callback(os.close, for_job)
+            with suppress(BrokenPipeError):  # it has ended, as its results tell
+                send(for_job, job)
+            if_it_fails.pop_all()
         for worker in self._workers:
             worker.start()
+        # Also when nobody closes it.
+        self._process = process
+        self._end = weakref.finalize(self, _end, self._workers, process)
 
     def __enter__(self) -> Self:
         return self
@@ -102,33 +121,34 @@ class WorkerPool(Generic[Batch, Result]):
         return self._in_order(waiting, rest)
 
     def close(self) -> None:
-        """End the processes, and wait until they have ended."""
-        for worker in self._workers:
-            worker.end()
-        try:
-            self._process.wait(_END_S)
-        except TimeoutExpired:  # it is still loading, and looks for nothing else
-            self._process.terminate()
-            self._process.wait()
-        for worker in self._workers:
-            worker.join()
-        self._workers = []
+        """End the processes, and wait until they have ended; what they have not finished is given up."""
+        self._end()
 
-    def _submit(self, batch: Batch) -> "Future[Result]":
+    def _submit(self, batch: Batch) -> "Future[Message]":
         return min(self._workers, key=lambda worker: worker.num_waiting).submit(batch)
 
-    def _in_order(self, waiting: "deque[Future[Result]]", rest: Iterator[Batch]) -> Iterator[Result]:
+    def _in_order(self, waiting: "deque[Future[Message]]", rest: Iterator[Batch]) -> Iterator[Result]:
         try:
             while waiting:
-                result = waiting.popleft().result()
+                outcome = waiting.popleft().result().unpack()
+                if outcome.is_error:
+                    raise outcome.value
                 waiting.extend(map(self._submit, islice(rest, 1)))
-                yield result
-        except BrokenPipeError as exc:
+                yield outcome.value
+        except _HasEndedError as exc:
+            self.close()
+            for worker in self._workers:
+                if worker.last_words is not None:
+                    raise worker.last_words.unpack().value from exc
             raise DataError(
                 "workers: a process was ended from outside, mostly for want of memory; use fewer with --workers"
             ) from exc
         finally:
             self.close()
+
+
+class _HasEndedError(Exception):
+    """A process has ended before it gave a result."""
 
 
 class _Worker:
@@ -137,15 +157,21 @@ class _Worker:
     Args:
         tasks: The end for writing of the pipe for what is to be done.
         results: The end for reading of the pipe for what came of it.
+
+    Attributes:
+        has_answered: Whether it has given a result.
+        last_words: Why it ended, if it could say so when nothing was asked of it.
     """
 
     def __init__(self, tasks: int, results: int) -> None:
-        self._tasks = tasks
+        self._tasks: int | None = tasks
         self._results = results
-        self._waiting: deque[Future[Any]] = deque()
+        self._waiting: deque[Future[Message]] = deque()
         self._lock = threading.Lock()
         self._has_ended = False
         self._reader = threading.Thread(target=self._read, daemon=True)
+        self.has_answered = False
+        self.last_words: Message | None = None
 
     @property
     def num_waiting(self) -> int:
@@ -156,19 +182,19 @@ class _Worker:
         """Begin to read results."""
         self._reader.start()
 
-    def submit(self, batch: Any) -> "Future[Any]":
+    def submit(self, batch: Any) -> "Future[Message]":
         """Send a batch.
 
         Args:
             batch: The batch.
 
         Returns:
-            Its result later, or `BrokenPipeError` if the process ended.
+            Its result later, or `_HasEndedError`.
         """
-        future: Future[Any] = Future()
+        future: Future[Message] = Future()
         with self._lock:
-            if self._has_ended:
-                future.set_exception(BrokenPipeError())
+            if self._has_ended or self._tasks is None:
+                future.set_exception(_HasEndedError())
                 return future
             self._waiting.append(future)
         with suppress(BrokenPipeError):  # the reader says so of everything that waits
@@ -177,33 +203,96 @@ class _Worker:
 
     def end(self) -> None:
         """Say that nothing comes any more; what it has not finished is given up."""
-        os.close(self._tasks)
+        tasks, self._tasks = self._tasks, None
+        if tasks is not None:
+            os.close(tasks)
+            if not self._reader.ident:
+                os.close(self._results)
 
-    def join(self) -> None:
-        """Wait until it has ended."""
-        self._reader.join()
-        os.close(self._results)
+    def joined(self, timeout_s: float | None = None) -> bool:
+        """Wait until it has ended, but not longer than some seconds; whether it has."""
+        self._reader.join(timeout_s)
+        return not self._reader.is_alive()
 
     def _read(self) -> None:
         try:
-            while True:
-                outcome = receive(self._results)
-                future = self._waiting.popleft()
-                if outcome.is_error:
-                    future.set_exception(outcome.value)
+            while (message := receive(self._results)) is not None:
+                self.has_answered = True
+                if self._waiting:
+                    self._waiting.popleft().set_result(message)
                 else:
-                    future.set_result(outcome.value)
-        except EOFError:
-            pass
+                    self.last_words = message
         finally:
             with self._lock:
                 self._has_ended = True
+            os.close(self._results)
             for future in self._waiting:
-                future.set_exception(BrokenPipeError())
+                future.set_exception(_HasEndedError())
 
 
-def _widen(pipe: int) -> None:
-    """Let a pipe hold a whole batch or result, so that who has sent it can go on before it is read."""
-    if hasattr(fcntl, "F_SETPIPE_SZ"):
-        with suppress(PermissionError):  # more than this user may have; it works all the same
-            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+def _connect(*, is_wide: bool) -> tuple[_Worker, Ends]:
+    """This process's side of one that works, and the ends of its pipes."""
+    with ExitStack() as stack:
+        tasks, tasks_for_us = new_pipe()
+        stack.callback(os.close, tasks)
+        stack.callback(os.close, tasks_for_us)
+        results_for_us, results = new_pipe()
+        stack.pop_all()
+    if is_wide and hasattr(fcntl, "F_SETPIPE_SZ"):
+        # A whole batch or result fits, so that who has sent it can go on before it is read.
+        for end in (tasks, results):
+            with suppress(PermissionError):  # more than this user may have; it works all the same
+                fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    return _Worker(tasks_for_us, results_for_us), Ends(tasks, results)
+
+
+def _end(workers: "Sequence[_Worker]", process: "Popen[bytes]") -> None:
+    for worker in workers:
+        worker.end()
+    has_loaded = any(worker.has_answered for worker in workers)
+    try:
+        process.wait(_WORKING_END_S if has_loaded else _LOADING_END_S)
+    except TimeoutExpired:
+        _kill(process)
+    if not all(worker.joined(_LOADING_END_S) for worker in workers):
+        _kill(process)
+    for worker in workers:
+        worker.joined()
+
+
+def _kill(process: "Popen[bytes]") -> None:
+    """End a process and those that it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Ctrl-C comes behind the block: in between, nobody would know of the process that is started."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _files_needed(num_workers: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in {errno.EMFILE, errno.ENFILE}:
+            raise
+        raise DataError(
+            f"workers: {num_workers} processes need more open files than there may be ({exc.strerror}); use fewer with"
+            " --workers, or raise the limit with ulimit -n"
+        ) from exc
+
+
+def _allow_files(num_files: int) -> None:
+    """Let this process have as many open files, as far as it may say so itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = num_files if hard == resource.RLIM_INFINITY else min(num_files, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

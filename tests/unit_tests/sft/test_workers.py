@@ -2,12 +2,15 @@
 """The same results, in order, from one process or several; and errors that arrive as they are."""
 
 import os
+import resource
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -15,8 +18,11 @@ import numpy.typing as npt
 import psutil
 import pytest
 
+import primus.sft.workers.pool as workers_pool
 from primus.errors import ConversationError, DataError, TokenizerError
 from primus.sft.workers import Job, WorkerPool, map_batches, num_cores
+
+CHECKOUT = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True)
@@ -86,9 +92,6 @@ class Loaded(Job[int, tuple[int, int]]):
     leaves_thread: bool = False
 
     def start(self) -> Callable[[int], tuple[int, int]]:
-        raise AssertionError("this is for one process")
-
-    def start_for_many(self) -> Callable[[int], tuple[int, int]]:
         loaded_in = os.getpid()
         if self.leaves_thread:
             threading.Thread(target=threading.Event().wait, daemon=True).start()
@@ -132,19 +135,142 @@ def test_processes_that_still_load_are_ended() -> None:
     with WorkerPool(Slow(), 2):
         started = set(psutil.Process().children(recursive=True)) - children
         assert len(started) == 1
-    assert set(psutil.Process().children(recursive=True)) == children
+    assert set(psutil.Process().children(recursive=True)) <= children
+
+
+def test_processes_that_load_for_themselves_are_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with WorkerPool(SlowToFollow(), 3) as pool:
+        until_s = time.monotonic() + 60
+        started: list[psutil.Process] = []
+        while len(started) < 2 and time.monotonic() < until_s:
+            started = psutil.Process(pool._process.pid).children()
+            time.sleep(0.01)
+        assert len(started) == 2
+    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in started)
+
+
+@dataclass(frozen=True)
+class SlowToFollow(Job[int, int]):
+    """The first process loads at once, and can't be forked."""
+
+    def start(self) -> Callable[[int], int]:
+        if os.getsid(0) == os.getpid():
+            threading.Thread(target=threading.Event().wait, daemon=True).start()
+            return abs
+        time.sleep(100)
+        raise AssertionError("never")
 
 
 def test_an_error_that_nobody_expected_arrives_with_its_place() -> None:
     with pytest.raises(RuntimeError, match=r"(?s)in a process that works for this one:.*test_workers\.py.*TypeError"):
         list(map_batches(Square(), cast("list[int]", ["not a number"]), num_workers=2))
-    with pytest.raises(RuntimeError, match=r"(?s)AssertionError: this is for one process"):
+    with pytest.raises(RuntimeError, match=r"(?s)AssertionError: can't be loaded"):
         list(map_batches(NotLoaded(), [1], num_workers=2))
 
 
+def test_an_error_before_the_first_batch_arrives_with_its_place() -> None:
+    pool = WorkerPool(NotLoaded(), 2)
+    until_s = time.monotonic() + 60
+    while not any(worker.last_words for worker in pool._workers) and time.monotonic() < until_s:
+        time.sleep(0.01)
+    with pytest.raises(RuntimeError, match=r"(?s)AssertionError: can't be loaded"):
+        list(pool.map([1, 2, 3]))
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _explode, ()
+
+
+def _explode() -> None:
+    raise EOFError("while it was unpacked")
+
+
+@dataclass(frozen=True)
+class GivesBombs(Job[Any, Any]):
+    takes: bool = False
+
+    def start(self) -> Callable[[Any], Any]:
+        return (lambda _: 1) if self.takes else (lambda _: Bomb())
+
+
+@pytest.mark.parametrize("takes", [False, True])
+def test_what_can_not_be_unpacked_is_an_error_on_both_sides(takes: bool) -> None:
+    with pytest.raises(RuntimeError if takes else EOFError, match="while it was unpacked"):
+        list(map_batches(GivesBombs(takes), [Bomb() if takes else 1] * 10, num_workers=2))
+
+
+def used() -> tuple[set[str], set[int], int]:
+    """Open files, processes and threads of this process."""
+    processes = {child.pid for child in psutil.Process().children(recursive=True)}
+    return {path.name for path in Path("/proc/self/fd").iterdir()}, processes, threading.active_count()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_nothing_is_left_of_a_pool_that_could_not_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = used()
+    with pytest.raises(TypeError, match="pickle"):
+        WorkerPool(cast("Job[int, int]", threading.Lock()), 2)
+    assert used() == before
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    monkeypatch.setattr(workers_pool, "_allow_files", lambda _: None)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(before[0]) + 40, hard))
+    try:
+        with pytest.raises(DataError, match=r"^workers: 100 processes need more open files .* use fewer with"):
+            WorkerPool(Square(), 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert used() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_nothing_is_left_of_results_that_nobody_took() -> None:
+    before = used()
+    results = map_batches(Square(), range(50), num_workers=2)
+    del results
+    assert used() == before
+
+
+def test_few_open_files_are_made_enough() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    try:
+        assert len(list(map_batches(Square(), range(50), num_workers=20))) == 50
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_closing_twice_does_nothing() -> None:
+    pool = WorkerPool(Square(), 2)
+    assert len(list(pool.map(range(10)))) == 10
+    pool.close()
+    pool.close()
+
+
+@pytest.mark.parametrize("closed", ["<&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_it_works_without_standard_input_and_output(closed: str, tmp_path: Path) -> None:
+    """And a module of the current folder does not come before those that are imported."""
+    (tmp_path / "json.py").write_text("raise AssertionError('the module of the current folder')")
+    out = tmp_path / "out"
+    (tmp_path / "program").mkdir()
+    program = tmp_path / "program/program.py"
+    program.write_text(
+        "import pathlib, sys\n"
+        f"sys.path.insert(0, {str(CHECKOUT)!r})\n"
+        "from primus.sft.workers import map_batches\n"
+        "from tests.unit_tests.sft.test_workers import Square\n"
+        "squares = [square for square, _ in map_batches(Square(), range(9), num_workers=2)]\n"
+        f"pathlib.Path({str(out)!r}).write_text(repr(squares))\n"
+    )
+    subprocess.run(
+        ["sh", "-c", f'exec "$0" "$1" {closed}', sys.executable, program], cwd=tmp_path, timeout=60, check=True
+    )
+    assert out.read_text() == repr([number * number for number in range(9)])
+
+
 class NotLoaded(Loaded):
-    def start_for_many(self) -> Callable[[int], tuple[int, int]]:
-        return self.start()
+    def start(self) -> Callable[[int], tuple[int, int]]:
+        raise AssertionError("can't be loaded")
 
 
 class Arrays(Job[tuple[npt.NDArray[Any], ...], list[npt.NDArray[Any]]]):

@@ -24,6 +24,9 @@ from primus.sft.packing import Method
 from tests.unit_tests.backends.megatron import context_runs
 from tests.unit_tests.backends.megatron.context_runs import Arrays, Keys
 
+# Many runs of several processes, on whatever cores there are.
+pytestmark = pytest.mark.timeout(900)
+
 CHECKOUT = Path(__file__).parents[4]
 PACKINGS: tuple[Method, ...] = ("none", "best_fit")
 DISTRIBUTED: Keys = {"use_distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True}
@@ -66,7 +69,7 @@ def run_processes(num: int, jobs: Sequence[tuple[str, str, str, Keys]]) -> None:
         start_new_session=True,
     )
     try:
-        _, said = launcher.communicate(timeout=300)
+        _, said = launcher.communicate(timeout=840)
     except subprocess.TimeoutExpired:
         os.killpg(launcher.pid, signal.SIGKILL)
         raise

@@ -21,8 +21,10 @@ from primus.sft.prepared import Progress, open_prepared, plan_preparation, prepa
 from primus.sft.prepared.arrays import ARRAYS, INDEX, TOKENS
 from primus.sft.prepared.collected import CollectedShard
 from primus.sft.prepared.partial import PartialFolder
+from primus.sft.prepared.preparation import PreparationJob
 from primus.sft.sequences import SequenceArrays
 from primus.sft.shards import ShardJob, shard_batches
+from primus.sft.workers import WorkerPool
 from tests.unit_tests.sft.prepared.conftest import contents, make_job, write_conversations
 
 
@@ -214,6 +216,19 @@ def test_what_is_there_is_not_prepared_again(
     monkeypatch.delattr(primus.sft.prepared.preparation, "hold")  # it may lie where nothing can be written
     manifest = prepare(plan_preparation(make_job(conversations, validation_fraction=0.1)), prepared, num_workers=1)
     assert manifest == read_manifest(prepared)
+
+
+def test_a_tokenizer_that_changes_while_it_is_used_is_refused(
+    conversations: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    job = make_job(conversations)
+    other = replace(job, recipe=replace(job.recipe, tokenizer=str(tokenizer_folder)))
+    plan = plan_preparation(job)
+    with pytest.raises(DataError, match=r": the tokenizer or the chat template changed while it was used; run"):
+        prepare(plan, tmp_path / "out", num_workers=2, pool=WorkerPool(PreparationJob(other), 2))
+    assert not (tmp_path / "out").exists()
+    prepare(plan, tmp_path / "out", num_workers=2, pool=WorkerPool(PreparationJob(job), 2))
+    assert verify(tmp_path / "out") == []
 
 
 def test_another_data_set_in_its_place_is_refused(conversations: Path, prepared: Path) -> None:
