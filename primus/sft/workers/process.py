@@ -201,8 +201,12 @@ def _work(function: Callable[[Any], Any], ends: Ends, *, children: "Sequence[Wai
 
 def _take_in(pipe: int, tasks: "queue.SimpleQueue[Message]", children: "Sequence[Wait]") -> None:
     """Read tasks while others are done; end this process when the one that sends them is gone, even by SIGKILL."""
-    while (message := receive(pipe)) is not None:
-        tasks.put(message)
-    for wait in children:
-        wait()
-    os._exit(0)
+    exit_code = 1
+    try:
+        while (message := receive(pipe)) is not None:
+            tasks.put(message)
+        for wait in children:
+            wait()
+        exit_code = 0
+    finally:
+        os._exit(exit_code)  # also when there is no memory left to read into: nothing could come any more
