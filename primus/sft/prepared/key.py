@@ -17,6 +17,9 @@ from primus.sft.tokenizer import SFTTokenizer
 FORMAT_VERSION = 2
 """Of what is written; raised whenever the files or what stands in them change."""
 
+LOADED = ("tokenizer", "format")
+"""The facts that `loaded_facts` gives."""
+
 Facts = dict[str, Any]
 
 _KEY_BYTES = 16

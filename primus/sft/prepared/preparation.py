@@ -24,7 +24,7 @@ from primus.sft.prepared.cache import prepared_folder
 from primus.sft.prepared.collected import KEPT, CollectedShard, splits_of
 from primus.sft.prepared.dataset import check_sizes
 from primus.sft.prepared.disk import FileFacts, disk_errors, read_pieces, sync_folder, write_file
-from primus.sft.prepared.key import differences, key_of, loaded_facts
+from primus.sft.prepared.key import LOADED, differences, key_of, loaded_facts
 from primus.sft.prepared.lock import hold
 from primus.sft.prepared.manifest import (
     LEDGER,
@@ -318,12 +318,12 @@ class _Preparation:
 
     def _of_the_plan(self, results: Iterator[tuple[str, EncodedBatch]]) -> Iterator[EncodedBatch]:
         """The batches, if they were encoded with what the key was made from."""
-        tokenizer = self._plan.encoder.tokenizer
-        expected = key_of(loaded_facts(self._plan.job, tokenizer=tokenizer))
+        expected = key_of({name: self._plan.facts[name] for name in LOADED})
         for loaded, encoded in results:
             if loaded != expected:
                 raise DataError(
-                    f"{tokenizer.name}: the tokenizer or the chat template changed while it was used; run it again"
+                    f"{self._plan.encoder.tokenizer.name}: the tokenizer or the chat template changed while it was"
+                    " used; run it again"
                 )
             yield encoded
 

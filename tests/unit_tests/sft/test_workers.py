@@ -200,35 +200,44 @@ def test_what_can_not_be_unpacked_is_an_error_on_both_sides(takes: bool) -> None
         list(map_batches(GivesBombs(takes), [Bomb() if takes else 1] * 10, num_workers=2))
 
 
-def used() -> tuple[set[str], set[int], int]:
+class Used:
     """Open files, processes and threads of this process."""
-    processes = {child.pid for child in psutil.Process().children(recursive=True)}
-    return {path.name for path in Path("/proc/self/fd").iterdir()}, processes, threading.active_count()
+
+    def __init__(self) -> None:
+        self.files = {path.name for path in Path("/proc/self/fd").iterdir()}
+        self.processes = {child.pid for child in psutil.Process().children(recursive=True)}
+        self.threads = set(threading.enumerate())
+
+    def assert_nothing_more(self) -> None:
+        now = Used()
+        assert now.files <= self.files
+        assert now.processes <= self.processes
+        assert now.threads <= self.threads
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_nothing_is_left_of_a_pool_that_could_not_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = used()
+    before = Used()
     with pytest.raises(TypeError, match="pickle"):
         WorkerPool(cast("Job[int, int]", threading.Lock()), 2)
-    assert used() == before
+    before.assert_nothing_more()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     monkeypatch.setattr(workers_pool, "_allow_files", lambda _: None)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(before[0]) + 40, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(before.files) + 40, hard))
     try:
         with pytest.raises(DataError, match=r"^workers: 100 processes need more open files .* use fewer with"):
             WorkerPool(Square(), 100)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert used() == before
+    before.assert_nothing_more()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_nothing_is_left_of_results_that_nobody_took() -> None:
-    before = used()
+    before = Used()
     results = map_batches(Square(), range(50), num_workers=2)
     del results
-    assert used() == before
+    before.assert_nothing_more()
 
 
 def test_few_open_files_are_made_enough() -> None:
