@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
+from pathlib import Path
 from subprocess import Popen, TimeoutExpired
 from types import TracebackType
 from typing import Any, Generic
@@ -29,7 +30,7 @@ _WAITING_PER_WORKER = 3
 _PIPE_BYTES = 1 << 20
 # A user has 64 MiB of pipes; with more processes each would only have less than without asking.
 _MOST_WIDE = 16
-_FILES_PER_WORKER, _OTHER_FILES = 4, 256
+_FILES_PER_WORKER, _OTHER_FILES = 4, 64
 # How long processes may take to end: those that still load look for nothing else.
 _LOADING_END_S, _WORKING_END_S = 0.2, 10.0
 
@@ -290,9 +291,12 @@ def _files_needed(num_workers: int) -> Iterator[None]:
         ) from exc
 
 
-def _allow_files(num_files: int) -> None:
-    """Let this process have as many open files, as far as it may say so itself."""
+def _allow_files(num_more: int) -> None:
+    """Let this process have so many more open files, as far as it may say so itself."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = num_files if hard == resource.RLIM_INFINITY else min(num_files, hard)
+    # The limit is one of their numbers.
+    wanted = 1 + max(int(file.name) for file in Path("/dev/fd").iterdir()) + num_more
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

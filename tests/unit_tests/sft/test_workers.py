@@ -223,10 +223,11 @@ def test_nothing_is_left_of_a_pool_that_could_not_be_made(monkeypatch: pytest.Mo
     before.assert_nothing_more()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     monkeypatch.setattr(workers_pool, "_allow_files", lambda _: None)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(before.files) + 40, hard))
+    limit = max(map(int, before.files)) + 40
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     try:
-        with pytest.raises(DataError, match=r"^workers: 100 processes need more open files .* use fewer with"):
-            WorkerPool(Square(), 100)
+        with pytest.raises(DataError, match=rf"^workers: {limit} processes need more open files .* use fewer with"):
+            WorkerPool(Square(), limit)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     before.assert_nothing_more()
@@ -242,11 +243,14 @@ def test_nothing_is_left_of_results_that_nobody_took() -> None:
 
 def test_few_open_files_are_made_enough() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    kept = [os.open(os.devnull, os.O_RDONLY) for _ in range(300)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(kept) + 8, hard))
     try:
         assert len(list(map_batches(Square(), range(50), num_workers=20))) == 50
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for file in kept:
+            os.close(file)
 
 
 def test_closing_twice_does_nothing() -> None:
