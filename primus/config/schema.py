@@ -305,6 +305,9 @@ class SystemKeys(_Section):
     """Checkpoints that are kept, the newest ones; older ones are deleted when a newer is complete. null keeps all."""
     async_save: bool = False
     """Train on while a checkpoint is written; needs free memory on the host for as much as its state changes."""
+    check_weight_hash_across_dp_replicas_interval: NonNegativeInt = 0
+    """Steps between comparisons of the replicas' weights, which a faulty device would part; 0 compares them only when
+    they are loaded."""
     deterministic_mode: bool = False
     """Take only kernels that give the same bits every time, on a GPU at some cost; a CPU does so anyway."""
     ckpt_format: Literal["torch_dist"] = "torch_dist"

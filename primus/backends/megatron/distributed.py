@@ -199,7 +199,12 @@ def has_losses() -> bool:
 
 def sum_over_losses(*values: float, device: torch.device) -> list[float]:
     """Add numbers up, in float64, over the ranks that have losses; all ranks call it, and all get the sums."""
-    sums = torch.tensor(values if has_losses() else [0.0] * len(values), dtype=torch.float64, device=device)
+    return sum_over_ranks(*(values if has_losses() else [0.0] * len(values)), device=device)
+
+
+def sum_over_ranks(*values: float, device: torch.device) -> list[float]:
+    """Add numbers up, in float64, over all ranks; all of them call it, and all get the sums."""
+    sums = torch.tensor(values, dtype=torch.float64, device=device)
     torch.distributed.all_reduce(sums)
     return sums.tolist()
 

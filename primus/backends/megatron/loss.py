@@ -42,8 +42,6 @@ class LossReport:
     """How many targets each group has, in int64 on the device."""
     num_places: int
     """Positions that were computed, padding included."""
-    content_hash: int
-    """Its part in the hash of the global batch."""
 
 
 LossFunction = Callable[[Tensor], tuple[Tensor, Tensor, LossReport]]
@@ -92,7 +90,6 @@ def sum_losses(batch: MicroBatch, losses_N: Tensor) -> tuple[Tensor, Tensor, Los
         group_sums_G=group_sums_G.index_add_(0, batch.groups_N, losses_N.detach().double()),
         group_counts_G=group_counts_G.index_add_(0, batch.groups_N, torch.ones_like(batch.groups_N, dtype=torch.int64)),
         num_places=batch.input_ids_BS.numel(),
-        content_hash=batch.content_hash,
     )
     num_units = torch.full((), batch.num_units, dtype=torch.int, device=losses_N.device)
     return weighted_N.sum(), num_units, report

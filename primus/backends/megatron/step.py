@@ -18,6 +18,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from primus.backends.megatron.agreement.batches import agreed_hash, hash_summands, name_dissenters
 from primus.backends.megatron.blame import describe_broken_loss, name_some
 from primus.backends.megatron.data.batches import (
     HASH_BITS,
@@ -27,7 +28,7 @@ from primus.backends.megatron.data.batches import (
     MicroBatch,
     rank_micro_batches,
 )
-from primus.backends.megatron.distributed import sum_over_losses
+from primus.backends.megatron.distributed import has_losses, sum_over_ranks
 from primus.backends.megatron.evaluation import for_each_chunk, sum_of_losses
 from primus.backends.megatron.loss import Breakdown, LossReport, break_down, forward_step, sums_of_groups
 from primus.errors import TrainingError
@@ -61,7 +62,8 @@ class _StepSums(NamedTuple):
     num_targets: int
     num_units: int
     num_places: int
-    batch_hash: str
+    batch_hash: str | None
+    """None if ranks that share a model have read different sequences."""
     groups: list[float]
 
 
@@ -96,14 +98,21 @@ class TrainingStep:
             What the step did.
 
         Raises:
-            TrainingError: If the loss or the norm of the gradient is not finite, or the batch has no units to divide
-                by. But for the norm, the weights are still those of the step before.
+            TrainingError: If the loss or the norm of the gradient is not finite, the batch has no units to divide by,
+                or ranks that share a model have read different sequences. But for the norm, the weights are still
+                those of the step before.
         """
         for chunk in self.model:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        reports = self._forward_and_backward(micro_batches, num_sequences=len(batch_G))
-        sums = self._sum_over_ranks(reports)
+        reports, content_hash = self._forward_and_backward(micro_batches, num_sequences=len(batch_G))
+        sums = self._sum_over_ranks(reports, content_hash=content_hash)
+        if sums.batch_hash is None:
+            raise TrainingError(
+                f"step {iteration}: {name_dissenters(content_hash)} read other sequences than the model's other ranks,"
+                " so the step is not made; see whether the data files of the machines differ or have changed, and go on"
+                f" with --resume auto; sequences: {self._name(batch_G)}"
+            )
         if not math.isfinite(sums.loss):
             places = self._own_places(len(batch_G), micro_batch_size=1)
             blame = describe_broken_loss(
@@ -138,36 +147,39 @@ class TrainingStep:
             learning_rate=self.optimizer.param_groups[0]["lr"],
         )
 
-    def _forward_and_backward(self, micro_batches: Iterator[MicroBatch], *, num_sequences: int) -> list[LossReport]:
+    def _forward_and_backward(
+        self, micro_batches: Iterator[MicroBatch], *, num_sequences: int
+    ) -> tuple[list[LossReport], int]:
+        """The losses that this rank comes to know, and the hash of the micro-batches that it has read."""
         at_once = self.micro_batch_size * parallel_state.get_data_parallel_world_size()
         num_micro_batches = num_sequences // at_once
+        hashes: list[int] = []
         reports: list[LossReport] = get_forward_backward_func()(
             forward_step_func=forward_step,
-            data_iterator=for_each_chunk(islice(micro_batches, num_micro_batches), self.model),
+            data_iterator=for_each_chunk(_noting(islice(micro_batches, num_micro_batches), hashes), self.model),
             model=list(self.model),
             num_microbatches=num_micro_batches,
             seq_length=self.dataset.max_seq_length,
             micro_batch_size=self.micro_batch_size,
             forward_only=False,
         )
-        return reports
+        return reports, sum(hashes) % HASHES
 
-    def _sum_over_ranks(self, reports: list[LossReport]) -> "_StepSums":
-        content_hash = sum(report.content_hash for report in reports) % HASHES
-        # In halves, whose sums over many ranks are exact in float64.
-        high, low = divmod(content_hash, 1 << HASH_BITS // 2)
-        loss, num_targets, num_units, num_places, high_sum, low_sum, *groups = sum_over_losses(
+    def _sum_over_ranks(self, reports: list[LossReport], *, content_hash: int) -> "_StepSums":
+        of_losses = [
             sum_of_losses(reports),
             sum(report.num_targets for report in reports),
             sum(report.num_units for report in reports),
             sum(report.num_places for report in reports),
-            high,
-            low,
             *sums_of_groups(reports, num_groups=len(self.dataset.source_names) * GROUPS_PER_SOURCE),
-            device=self.device,
-        )
-        content_hash = ((int(high_sum) << HASH_BITS // 2) + int(low_sum)) % HASHES
-        batch_hash = f"{content_hash:0{HASH_BITS // 4}x}"
+        ]
+        if not has_losses():
+            of_losses = [0.0] * len(of_losses)
+        summands = hash_summands(content_hash)
+        sums = sum_over_ranks(*summands, *of_losses, device=self.device)
+        agreed = agreed_hash(sums[: len(summands)])
+        batch_hash = None if agreed is None else f"{agreed:0{HASH_BITS // 4}x}"
+        loss, num_targets, num_units, num_places, *groups = sums[len(summands) :]
         return _StepSums(loss, int(num_targets), int(num_units), int(num_places), batch_hash, groups)
 
     def own_micro_batches(self, batch_G: IntArray) -> list[tuple[IntArray, IntArray]]:
@@ -185,3 +197,10 @@ class TrainingStep:
 
     def _name(self, batch_G: IntArray) -> str:
         return name_some([origin for index in batch_G.tolist() for origin in self.dataset.origins(index)])
+
+
+def _noting(micro_batches: Iterator[MicroBatch], hashes: list[int]) -> Iterator[MicroBatch]:
+    """The same micro-batches; the hash of each is appended to a list when it is read."""
+    for batch in micro_batches:
+        hashes.append(batch.content_hash)
+        yield batch

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training run, from a configuration to a trained model."""
 
+import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from primus.backends.megatron.agreement.facts import require_same
+from primus.backends.megatron.checkpoint.digests import read_digests
 from primus.backends.megatron.checkpoint.folder import RunFacts, read_run
 from primus.backends.megatron.checkpoint.start import Resume, Start, started
 from primus.backends.megatron.data.batches import BatchSource, SequenceDataset
 from primus.backends.megatron.data.run_data import load_run_data
 from primus.backends.megatron.determinism import deterministic
 from primus.backends.megatron.distributed import Process, joined_processes, this_process
+from primus.backends.megatron.huggingface.model_folder import ModelFolder
 from primus.backends.megatron.planning.layout import build_layout
 from primus.backends.megatron.planning.parameter_count import Vocabulary, build_vocabulary
 from primus.backends.megatron.reporting.loss_curve import draw_loss_curve
@@ -20,7 +24,8 @@ from primus.backends.megatron.reporting.metrics import read_metrics
 from primus.backends.megatron.reporting.recording import recorded
 from primus.backends.megatron.reporting.run_page import write_run_page
 from primus.backends.megatron.reporting.wandb_curves import require_wandb
-from primus.backends.megatron.training_run import TrainingResult, TrainingRun
+from primus.backends.megatron.training_result import TrainingResult
+from primus.backends.megatron.training_run import TrainingRun
 from primus.config.hugging_face import read_hugging_face_config
 from primus.config.schema import ModelKeys, TrainConfig, TrainerConfig
 from primus.errors import ConfigError, TrainingError
@@ -150,6 +155,15 @@ def train_on(
     )
     facts = _run_facts(start, config.trainer, vocabulary=vocabulary, tokenizer=tokenizer, train=train)
     with deterministic(is_on=config.trainer.deterministic_mode), joined_processes(process, config.trainer):
+        require_same(
+            {
+                "give all machines the same files": {
+                    **json.loads(facts.to_json()),
+                    **_data_facts(train, validation),
+                    **_start_facts(start, config.trainer),
+                }
+            }
+        )
         run = TrainingRun(config, process=process, train=train, validation=validation, facts=facts, start=start)
         first = run.load()
         with recorded(
@@ -163,6 +177,24 @@ def train_on(
     if process.rank == 0:
         draw_loss_curve(read_metrics(result.metrics_path), path=result.loss_curve_path, title=config.exp_name)
     return result
+
+
+def _data_facts(train: BatchSource, validation: BatchSource | None) -> Mapping[str, object]:
+    """What tells the data of one machine from those of another, in words."""
+    facts: dict[str, object] = {"fingerprint of the validation data": validation and validation.fingerprint}
+    if isinstance(train, IndexedStream):
+        return {**facts, **train.source}
+    return {**facts, "training sequences": len(train) if isinstance(train, Sized) else None}
+
+
+def _start_facts(start: Start, trainer: TrainerConfig) -> Mapping[str, object]:
+    """What tells the weights that a run starts from, as far as that can be seen without reading them."""
+    if start.folder is not None:
+        digests = {name: file.sha256 for name, file in read_digests(start.folder).items()}
+        return {"checkpoint": start.folder.name, "files of the checkpoint": digests}
+    if trainer.hf_path is not None:
+        return {"weights of hf_path": ModelFolder(Path(trainer.hf_path)).samples()}
+    return {}
 
 
 def _with_rows_of(start: Start, trainer: TrainerConfig) -> TrainerConfig:

@@ -12,7 +12,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from primus.backends.megatron.agreement.weights import require_equal_replicas
 from primus.backends.megatron.blame import describe_broken_validation
 from primus.backends.megatron.checkpoint.folder import RunFacts, read_run
 from primus.backends.megatron.checkpoint.saving import CheckpointSaver
@@ -40,6 +40,7 @@ from primus.backends.megatron.reporting.metrics import (
 )
 from primus.backends.megatron.step import StepOutcome, TrainingStep
 from primus.backends.megatron.stopping import StopRequest, stop_signals_noted
+from primus.backends.megatron.training_result import TrainingResult
 from primus.backends.megatron.utilization import UtilizationMeter, log_memory_estimate
 from primus.config.schema import TrainConfig, TrainerConfig
 from primus.errors import TrainingError
@@ -47,43 +48,6 @@ from primus.sft.order import SequenceOrder
 from primus.sft.streaming import IndexedStream
 
 logger = logging.getLogger("primus")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingResult:
-    """What a run left behind."""
-
-    iteration: int
-    """Steps that were made, those before a resume included."""
-    lm_loss: float | None
-    """Loss of the last step; None if there was nothing left to do."""
-    validation_loss: float | None
-    """Loss of the last evaluation; None if there was none."""
-    checkpoint: Path
-    """The newest checkpoint."""
-    metrics_path: Path
-    """One JSON object per line."""
-    loss_curve_path: Path
-    """A picture of the losses."""
-    report_path: Path
-    """A page of what the run did; `run_training` writes it."""
-    stopped_by: signal.Signals | None = None
-    """The signal that stopped the run before its last step; None if it came to its end."""
-
-    def lines(self) -> list[str]:
-        """The result for people."""
-        losses = {"loss": self.lm_loss, "validation loss": self.validation_loss}
-        return [
-            f"steps            {self.iteration:,}",
-            *(f"{name:<16} {loss:.4f}" for name, loss in losses.items() if loss is not None),
-            f"checkpoint       {self.checkpoint}",
-            f"metrics          {self.metrics_path}",
-            f"loss curve       {self.loss_curve_path}",
-            f"report           {self.report_path}",
-        ]
-
-    def __str__(self) -> str:
-        return "\n".join(self.lines())
 
 
 class TrainingRun:
@@ -139,7 +103,22 @@ class TrainingRun:
         )
 
     def load(self) -> int:
-        """Load what the run starts from; return the number of steps that were made."""
+        """Load what the run starts from; return the number of steps that were made.
+
+        Raises:
+            CheckpointError: If it can't be loaded.
+            TrainingError: If ranks that must have the same weights have different ones.
+        """
+        start = self._load()
+        require_equal_replicas(
+            self._model,
+            when=f"step {start}",
+            remedy="give all machines the same files to start from",
+            among_tensor_ranks=True,
+        )
+        return start
+
+    def _load(self) -> int:
         if self._start.folder is None:
             if self._trainer.hf_path is not None:
                 load_pretrained(
@@ -209,6 +188,8 @@ class TrainingRun:
             tokens = int(self._train.num_positions_of(batch_G).sum())
             with clock.measuring(tokens=tokens):
                 outcome = self._make_step(batch_G, loader, iteration=iteration)
+            if _is_due(iteration, self._trainer.check_weight_hash_across_dp_replicas_interval):
+                self._compare_replicas(iteration)
             clock.flops += self._meter.flops_of(self._train, batch_G, num_targets=outcome.num_targets)
             if is_last or iteration % self._trainer.log_interval == 0:
                 show(self._step_metrics(outcome, iteration=iteration, clock=clock))
@@ -248,6 +229,14 @@ class TrainingRun:
         if outcome.grad_norm is None:
             logger.warning("step %d: the gradient overflowed, so the step changed no weight", iteration)
         return outcome
+
+    def _compare_replicas(self, iteration: int) -> None:
+        with parameters_gathered(self._model):
+            require_equal_replicas(
+                self._model,
+                when=f"step {iteration}",
+                remedy="test the devices of that machine, and go on from a checkpoint of a step where they were equal",
+            )
 
     def _step_metrics(self, outcome: StepOutcome, *, iteration: int, clock: "_Clock") -> StepMetrics:
         utilization = self._meter.utilization(flops=clock.flops, seconds=clock.seconds)

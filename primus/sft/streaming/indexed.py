@@ -38,6 +38,7 @@ class IndexedStream:
         is_packed: Whether a pack may hold several conversations.
         shares: None: there is one source.
         source_names: What its loss is told under; one name.
+        source: What the packs depend on, as plain JSON data.
         fingerprint: Hash of the files' names and sizes and of all options; not of the files' content.
         first_step: The first step that can be asked for: the number of batches before the state that the stream went on
             from.
@@ -54,6 +55,7 @@ class IndexedStream:
         self.max_seq_length = stream.max_seq_length
         self.is_packed = stream.packing != "none"
         self.source_names = (name,)
+        self.source = stream.source
         self.fingerprint = hashlib.blake2b(json.dumps(stream.source).encode(), digest_size=16).hexdigest()
         self.first_step = stream.num_batches
         self._batch_size = stream.global_batch_size

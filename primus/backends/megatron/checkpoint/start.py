@@ -10,6 +10,8 @@ from typing import Literal
 
 import torch
 
+from primus.backends.megatron.agreement.facts import require_same_settings
+from primus.backends.megatron.agreement.folders import require_shared_folder
 from primus.backends.megatron.checkpoint.digests import damages, read_digests
 from primus.backends.megatron.checkpoint.folder import (
     LATEST_FILE,
@@ -60,10 +62,12 @@ def started(config: TrainConfig, *, process: Process, resume: Resume) -> Iterato
         Where it starts.
 
     Raises:
+        LayoutError: If the ranks differ in what they are to do, or do not see the same folders.
         CheckpointError: As for `find_start`, or if another run is in the folder.
     """
     with ExitStack() as held:
         with briefly_connected(process, config.trainer):
+            require_same_settings(config, process=process, resume=resume)
             try:
                 on_first_rank(lambda: held.enter_context(folder_held(config.exp_dir)))
             except BlockingIOError as exc:
@@ -71,6 +75,9 @@ def started(config: TrainConfig, *, process: Process, resume: Resume) -> Iterato
                     f"{config.exp_dir}: {exc.strerror} trains in this folder; wait for its end, or choose another"
                     " exp_name"
                 ) from exc
+            require_shared_folder(config.exp_dir, key="workspace")
+            if config.trainer.save is not None:
+                require_shared_folder(config.trainer.save, key="save")
             start = find_start(config, resume=resume)
         yield start
 

@@ -96,8 +96,8 @@ class MicroBatch:
     num_units: int
     """What the micro-batch adds to the divisor of the loss; 0 on all context ranks but the first."""
     content_hash: int
-    """Sum of the hashes of its sequences with their places in the global batch; 0 if these are not known, and on all
-    context ranks but the first."""
+    """Sum of the hashes of its whole sequences with their places in the global batch, on every rank that reads it;
+    0 if the places are not known."""
 
 
 def rank_micro_batches(
@@ -166,7 +166,7 @@ def read_micro_batch(
         segments_C2=torch.from_numpy(targets.segments_C2) if dataset.is_packed else None,
         num_groups=len(dataset.source_names) * GROUPS_PER_SOURCE,
         num_units=int(dataset.num_units_of(batch_B).sum()),
-        content_hash=0 if places_B is None or context.rank else hash_of(targets, num_positions_B, places_B),
+        content_hash=0 if places_B is None else hash_of(targets, num_positions_B, places_B),
     )
     if context.size > 1:
         batch = part_of_context_rank(batch, context)
@@ -201,7 +201,6 @@ def part_of_context_rank(batch: MicroBatch, context: ContextRank) -> MicroBatch:
         position_ids_BS=batch.position_ids_BS[:, positions_S],
         **of_targets,
         num_units=0 if context.rank else batch.num_units,
-        content_hash=0 if context.rank else batch.content_hash,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from primus.backends.megatron.trainer import run_training
-from primus.backends.megatron.training_run import TrainingResult
+from primus.backends.megatron.training_result import TrainingResult
 from primus.errors import ConfigError, LayoutError, TrainingError
 
 DEMO_TOKENIZER = Path(__file__).parents[4] / "examples" / "data" / "demo-tokenizer"

@@ -23,7 +23,7 @@ from primus.backends.megatron.model.gpt import build_model
 from primus.backends.megatron.optimizer import build_optimizer
 from primus.backends.megatron.step import TrainingStep
 from primus.backends.megatron.trainer import TokenizerFacts, train_on
-from primus.backends.megatron.training_run import TrainingResult
+from primus.backends.megatron.training_result import TrainingResult
 from primus.config.schema import TrainConfig
 from primus.sft.dataset import EncodingOptions, TokenizedDataset
 from primus.sft.encoding import EncodedConversation

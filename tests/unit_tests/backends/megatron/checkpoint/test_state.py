@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from primus.backends.megatron.training_run import TrainingResult
+from primus.backends.megatron.training_result import TrainingResult
 from primus.errors import CheckpointError
 
 DISTRIBUTED = {"use_distributed_optimizer": True}

@@ -161,3 +161,42 @@ def test_each_layout_saves_the_same_adapters_over_the_same_model(layouts: Path, 
 def test_adapters_are_loaded_at_another_layout(layouts: Path, name: str) -> None:
     expected = metrics(layouts / "one", "lm_loss")[4:]
     assert metrics(layouts / f"{name} from 4", "lm_loss") == pytest.approx(expected, abs=2e-6)
+
+
+# What is dropped is on every tensor-parallel rank as a whole: the input of the first kind, the output of the second.
+DROPPED_ALIKE: dict[str, dict[str, object]] = {
+    "before": {"dropout_position": "pre", "target_modules": ["linear_qkv", "linear_fc1"]},
+    "behind": {"dropout_position": "post", "target_modules": ["linear_proj", "linear_fc2"]},
+}
+
+
+@pytest.fixture(scope="module")
+def dropping(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of one process and of two tensor-parallel ones that drop out inside adapters, or train in bfloat16."""
+    folder = tmp_path_factory.mktemp("dropping")
+    lora = {"enabled": True, "dim": 4, "alpha": 8, "dropout": 0.5}
+    keys: dict[str, dict[str, object]] = {
+        name: {**SHARED, "lora": {**lora, **where}} for name, where in DROPPED_ALIKE.items()
+    }
+    keys["bf16"] = {**SHARED, "bf16": True}
+    for name, those in keys.items():
+        tiny.run_tiny(tiny.tiny_config(folder / "one" / name, **those))
+    run_two_processes(
+        [(str(folder / "two" / name), "train", {**those, **LAYOUTS["tensor"]}) for name, those in keys.items()]
+    )
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DROPPED_ALIKE)
+def test_tensor_parallel_ranks_drop_the_same_of_what_they_have_in_common(one: Path, dropping: Path, name: str) -> None:
+    alone = metrics(dropping / "one" / name, "lm_loss")
+    assert metrics(dropping / "two" / name, "lm_loss") == pytest.approx(alone, abs=2e-6)
+    assert alone[1:] != pytest.approx(metrics(one, "lm_loss")[1:], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_adapters_in_bfloat16_train_alike_on_tensor_parallel_ranks(dropping: Path) -> None:
+    alone, shared = (metrics(dropping / who / "bf16", "lm_loss") for who in ("one", "two"))
+    assert shared == pytest.approx(alone, rel=2e-2)
+    assert sum(shared[-2:]) < sum(shared[:2]) - 1
