@@ -51,7 +51,8 @@ def run(arguments: Sequence[str]) -> int:
         print_layouts(config, world_size=_world_size(options), machine=machine, as_json=options.json)
         return 0
     build_layout(config.trainer, world_size=_world_size(options))
-    if config.trainer.hf_path is not None:
+    if config.trainer.hf_path is not None and (options.dry_run or failures.current_rank() is None):
+        # A rank that trains looks when it can tell the others.
         from primus.backends.megatron.huggingface.pretrained_weights import check_pretrained
 
         check_pretrained(config.trainer)

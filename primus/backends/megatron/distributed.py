@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import lru_cache
 from typing import TypeVar
@@ -48,15 +48,14 @@ class Process:
     """The GPU of that number, or the CPU where there is none."""
 
 
-def this_process() -> Process:
-    """Find out which process of the run this is.
+def place_in_run() -> Process:
+    """Find out which process of the run this is, without a look at its devices.
 
     Returns:
-        The process.
+        The process, on the CPU.
 
     Raises:
-        LayoutError: If torchrun's variables are incomplete or no numbers, or if this machine has fewer GPUs than
-            processes.
+        LayoutError: If torchrun's variables are incomplete or no numbers.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     given = {name: os.environ[name] for name in names if name in os.environ}
@@ -64,15 +63,28 @@ def this_process() -> Process:
         found = ", ".join(f"{name}={given.get(name, '(not set)')}" for name in names)
         raise LayoutError(f"environment: {found} is no place in a run; start several processes with torchrun")
     rank, world_size, local_rank = (int(given.get(name, default)) for name, default in zip(names, "010", strict=True))
+    return Process(rank=rank, world_size=world_size, local_rank=local_rank, device=torch.device("cpu"))
+
+
+def this_process() -> Process:
+    """Find out which process of the run this is, and its device.
+
+    Returns:
+        The process.
+
+    Raises:
+        LayoutError: As for `place_in_run`, or if this machine has fewer GPUs than processes.
+    """
+    place = place_in_run()
     if not torch.cuda.is_available():
-        return Process(rank=rank, world_size=world_size, local_rank=local_rank, device=torch.device("cpu"))
+        return place
     num_gpus = torch.cuda.device_count()
-    if local_rank >= num_gpus:
+    if place.local_rank >= num_gpus:
         raise LayoutError(
-            f"environment: process {local_rank} of this machine has no GPU, there are {num_gpus}; "
+            f"environment: process {place.local_rank} of this machine has no GPU, there are {num_gpus}; "
             f"start at most {num_gpus} processes on it"
         )
-    return Process(rank=rank, world_size=world_size, local_rank=local_rank, device=torch.device("cuda", local_rank))
+    return replace(place, device=torch.device("cuda", place.local_rank))
 
 
 @contextmanager

@@ -9,14 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from primus.backends.megatron.agreement.facts import require_same
+from primus.backends.megatron.agreement.failures import on_all_ranks
 from primus.backends.megatron.checkpoint.digests import read_digests
 from primus.backends.megatron.checkpoint.folder import RunFacts, read_run
 from primus.backends.megatron.checkpoint.start import Resume, Start, started
 from primus.backends.megatron.data.batches import BatchSource, SequenceDataset
-from primus.backends.megatron.data.run_data import load_run_data
+from primus.backends.megatron.data.run_data import RunData, load_run_data
 from primus.backends.megatron.determinism import deterministic
-from primus.backends.megatron.distributed import Process, joined_processes, this_process
+from primus.backends.megatron.distributed import Process, joined_processes, place_in_run, this_process
 from primus.backends.megatron.huggingface.model_folder import ModelFolder
+from primus.backends.megatron.huggingface.pretrained_weights import check_pretrained
 from primus.backends.megatron.planning.layout import build_layout
 from primus.backends.megatron.planning.parameter_count import Vocabulary, build_vocabulary
 from primus.backends.megatron.reporting.loss_curve import draw_loss_curve
@@ -65,25 +67,41 @@ def run_training(config: TrainConfig, *, resume: Resume = "auto") -> TrainingRes
     Raises:
         ConfigError: If no tokenizer or no data is named, or the vocabulary does not fit the model.
         DataError: If the data cannot be used.
-        LayoutError: If the processes or the batch sizes do not fit together.
+        LayoutError: If the processes or the batch sizes do not fit together, or the processes differ in what they have.
         CheckpointError: If a checkpoint cannot be loaded or saved.
-        TrainingError: If the loss is no number.
+        TrainingError: If the loss is no number, or ranks differ in what they have read or in their weights.
+        PrimusError: If one of these was raised on another rank before training.
     """
-    source = config.trainer.tokenizer_model
-    if source is None:
-        raise ConfigError("tokenizer_model: is not set; name a tokenizer folder or file")
-    if config.trainer.wandb_project is not None:
-        require_wandb()
-    process = this_process()
-    build_layout(config.trainer, world_size=process.world_size)
+    place = place_in_run()
+    process = on_all_ranks(lambda: _checked_process(config), place=place, trainer=config.trainer)
     with started(config, process=process, resume=resume) as start:
-        return _train_from(start, config, process=process, tokenizer=load_tokenizer(source), source=source)
+        return _train_from(start, config, process=process)
 
 
-def _train_from(
-    start: Start, config: TrainConfig, *, process: Process, tokenizer: SFTTokenizer, source: str
-) -> TrainingResult:
-    data = load_run_data(config, tokenizer=tokenizer, is_first_rank=process.rank == 0, continues=start.continues)
+def _checked_process(config: TrainConfig) -> Process:
+    """This process, of a run that can be started on it."""
+    trainer = config.trainer
+    if trainer.tokenizer_model is None:
+        raise ConfigError("tokenizer_model: is not set; name a tokenizer folder or file")
+    if trainer.wandb_project is not None:
+        require_wandb()
+    if trainer.hf_path is not None:
+        check_pretrained(trainer)
+    process = this_process()
+    build_layout(trainer, world_size=process.world_size)
+    return process
+
+
+def _train_from(start: Start, config: TrainConfig, *, process: Process) -> TrainingResult:
+    def load() -> tuple[SFTTokenizer, RunData]:
+        tokenizer = load_tokenizer(source)
+        return tokenizer, load_run_data(
+            config, tokenizer=tokenizer, is_first_rank=process.rank == 0, continues=start.continues
+        )
+
+    source = config.trainer.tokenizer_model
+    assert source is not None, "it was looked at"
+    tokenizer, data = on_all_ranks(load, place=process, trainer=config.trainer)
     facts = TokenizerFacts(
         name=source,
         vocab_size=tokenizer.vocab_size,

@@ -19,16 +19,18 @@ from megatron.core import parallel_state
 from safetensors.torch import load_file, save_file
 
 from primus.backends.megatron.agreement import facts, folders
+from primus.backends.megatron.agreement.failures import on_all_ranks
 from primus.backends.megatron.agreement.weights import require_equal_replicas
 from primus.backends.megatron.checkpoint.start import started
 from primus.backends.megatron.distributed import joined_processes, seed_weights, this_process
 from primus.backends.megatron.model.gpt import build_model
 from primus.backends.megatron.replacement import replaced
 from primus.backends.megatron.step import StepOutcome, TrainingStep
+from primus.backends.megatron.trainer import run_training
 from primus.config.hugging_face import model_keys_of, read_hugging_face_config
 from primus.errors import PrimusError
 from tests.unit_tests.backends.megatron import tiny_run as tiny
-from tests.unit_tests.backends.megatron.huggingface.pretrained_models import write_model
+from tests.unit_tests.backends.megatron.huggingface.pretrained_models import DEMO_TOKENIZER, write_model
 
 PROCESS = this_process()
 IS_SECOND = PROCESS.rank == 1
@@ -83,6 +85,41 @@ def local_checkpoints(folder: Path) -> None:
     os.chdir(folder.parent / "local disks" / f"machine {PROCESS.rank}")
     with replaced(folders, "_WAIT_S", 0.3):
         tiny.run_tiny(tiny.tiny_config(folder, save=Path("saved")))
+
+
+def bad_row(folder: Path) -> None:
+    """The second machine's file has a row that is no conversation."""
+    own = folder / f"machine {PROCESS.rank}"
+    own.mkdir(parents=True)
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    rows = [json.dumps(row)] * 8 + ["{}"] * IS_SECOND
+    (own / "train.jsonl").write_text("\n".join(rows))
+    os.chdir(own)
+    trainer_keys = {"tokenizer_model": str(DEMO_TOKENIZER), "sft_dataset_name": "train.jsonl", "vocab_size": None}
+    run_training(tiny.tiny_config(folder, **trainer_keys))
+
+
+def missing_model(folder: Path) -> None:
+    own = folder / f"machine {PROCESS.rank}" / "hf"
+    write_model(own, "llama 3")
+    if IS_SECOND:
+        (own / "model.safetensors").unlink()
+    os.chdir(own.parent)
+    keys = model_keys_of(read_hugging_face_config(own), origin="hf")
+    run_training(tiny.tiny_config(folder, **{**keys, "hf_path": "hf", "tokenizer_model": "hf"}))
+
+
+def too_few_devices(folder: Path) -> None:
+    with replaced(torch.cuda, "is_available", lambda: IS_SECOND), replaced(torch.cuda, "device_count", lambda: 1):
+        run_training(tiny.tiny_config(folder, tokenizer_model=str(DEMO_TOKENIZER)))
+
+
+def unreadable(folder: Path) -> None:
+    def work() -> None:
+        if IS_SECOND:
+            (folder / "nothing").read_text()
+
+    on_all_ranks(work, place=PROCESS, trainer=tiny.tiny_config(folder).trainer)
 
 
 def training_data(folder: Path) -> None:
@@ -174,6 +211,10 @@ RUNS: Mapping[str, Run] = {
     "devices": (devices, {}),
     "local disks": (local_disks, {}),
     "local checkpoints": (local_checkpoints, {}),
+    "bad row": (bad_row, {}),
+    "missing model": (missing_model, {}),
+    "too few devices": (too_few_devices, {}),
+    "unreadable": (unreadable, {}),
     "training data": (training_data, {}),
     "validation data": (validation_data, {}),
     "checkpoints": (checkpoints, {}),
@@ -208,6 +249,8 @@ def outcome_of(run: Run, folder: Path) -> list[str]:
             work(folder, **keys)
         except PrimusError as exc:
             return [type(exc).__name__, *exc.problems]
+        except FileNotFoundError as exc:
+            return [type(exc).__name__, str(exc)]
     assert not parallel_state.model_parallel_is_initialized()
     return []
 

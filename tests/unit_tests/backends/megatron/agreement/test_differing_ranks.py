@@ -102,6 +102,30 @@ def test_a_folder_that_only_one_machine_sees_is_refused(
     assert not list(folder.rglob(".shared-*"))
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "beginning"),
+    [
+        ("bad row", "DataError", "train.jsonl:9: "),
+        ("missing model", "CheckpointError", "hf: holds no model.safetensors and no model.safetensors.index.json; "),
+        ("too few devices", "LayoutError", "environment: process 1 of this machine has no GPU, there are 1; "),
+        ("unreadable", "FileNotFoundError", ""),
+    ],
+)
+def test_what_fails_on_one_rank_before_they_are_connected_ends_the_other_at_once(
+    folder: Path, outcomes: Outcomes, name: str, kind: str, beginning: str
+) -> None:
+    first, [second_kind, *second] = (outcome[name] for outcome in outcomes)
+    assert second_kind == kind
+    if name == "unreadable":
+        assert first == [
+            "PrimusError",
+            f"rank 1 on {HOST}: {folder}/unreadable/nothing: No such file or directory; see to it there",
+        ]
+        return
+    assert second[0].startswith(beginning)
+    assert first == ["PrimusError", *(f"rank 1 on {HOST}: {line}" for line in second)]
+
+
 def test_data_that_differ_are_told(outcomes: Outcomes) -> None:
     remedy = "give all machines the same files"
     assert said(outcomes, "training data") == [
