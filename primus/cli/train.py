@@ -50,12 +50,13 @@ def run(arguments: Sequence[str]) -> int:
         machine = planning_options.machine(options, config.trainer)
         print_layouts(config, world_size=_world_size(options), machine=machine, as_json=options.json)
         return 0
-    build_layout(config.trainer, world_size=_world_size(options))
-    if config.trainer.hf_path is not None and (options.dry_run or failures.current_rank() is None):
-        # A rank that trains looks when it can tell the others.
-        from primus.backends.megatron.huggingface.pretrained_weights import check_pretrained
+    if options.dry_run or failures.current_rank() is None:
+        # A rank that trains looks at all that when it can tell the others.
+        build_layout(config.trainer, world_size=_world_size(options))
+        if config.trainer.hf_path is not None:
+            from primus.backends.megatron.huggingface.pretrained_weights import check_pretrained
 
-        check_pretrained(config.trainer)
+            check_pretrained(config.trainer)
     if not options.dry_run and (options.nproc_per_node or 1) > 1:
         return _launch(arguments, num_ranks=options.nproc_per_node)
     _warn(config)

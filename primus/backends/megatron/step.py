@@ -18,7 +18,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from primus.backends.megatron.agreement.batches import agreed_hash, hash_summands, name_dissenters
+from primus.backends.megatron.agreement.batches import agreed_hash, describe_dissent, hash_summands
 from primus.backends.megatron.blame import describe_broken_loss, name_some
 from primus.backends.megatron.data.batches import (
     HASH_BITS,
@@ -109,9 +109,9 @@ class TrainingStep:
         sums = self._sum_over_ranks(reports, content_hash=content_hash)
         if sums.batch_hash is None:
             raise TrainingError(
-                f"step {iteration}: {name_dissenters(content_hash)} read other sequences than the model's other ranks,"
-                " so the step is not made; see whether the data files of the machines differ or have changed, and go on"
-                f" with --resume auto; sequences: {self._name(batch_G)}"
+                f"step {iteration}: {describe_dissent(content_hash)}, so the step is not made; see whether the data"
+                " files of the machines differ or have changed, and go on with --resume auto; sequences:"
+                f" {self._name(batch_G)}"
             )
         if not math.isfinite(sums.loss):
             places = self._own_places(len(batch_G), micro_batch_size=1)

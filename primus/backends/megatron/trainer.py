@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from primus.backends.megatron.agreement.facts import require_same
-from primus.backends.megatron.agreement.failures import on_all_ranks
+from primus.backends.megatron.agreement.failures import on_all_ranks, on_unconnected_ranks
+from primus.backends.megatron.agreement.samples import sample_of
 from primus.backends.megatron.checkpoint.digests import read_digests
 from primus.backends.megatron.checkpoint.folder import RunFacts, read_run
 from primus.backends.megatron.checkpoint.start import Resume, Start, started
@@ -73,7 +74,7 @@ def run_training(config: TrainConfig, *, resume: Resume = "auto") -> TrainingRes
         PrimusError: If one of these was raised on another rank before training.
     """
     place = place_in_run()
-    process = on_all_ranks(lambda: _checked_process(config), place=place, trainer=config.trainer)
+    process = on_unconnected_ranks(lambda: _checked_process(config), place=place, trainer=config.trainer)
     with started(config, process=process, resume=resume) as start:
         return _train_from(start, config, process=process)
 
@@ -101,7 +102,7 @@ def _train_from(start: Start, config: TrainConfig, *, process: Process) -> Train
 
     source = config.trainer.tokenizer_model
     assert source is not None, "it was looked at"
-    tokenizer, data = on_all_ranks(load, place=process, trainer=config.trainer)
+    tokenizer, data = on_unconnected_ranks(load, place=process, trainer=config.trainer)
     facts = TokenizerFacts(
         name=source,
         vocab_size=tokenizer.vocab_size,
@@ -173,15 +174,7 @@ def train_on(
     )
     facts = _run_facts(start, config.trainer, vocabulary=vocabulary, tokenizer=tokenizer, train=train)
     with deterministic(is_on=config.trainer.deterministic_mode), joined_processes(process, config.trainer):
-        require_same(
-            {
-                "give all machines the same files": {
-                    **json.loads(facts.to_json()),
-                    **_data_facts(train, validation),
-                    **_start_facts(start, config.trainer),
-                }
-            }
-        )
+        _require_same_files(facts, train=train, validation=validation, start=start, trainer=config.trainer)
         run = TrainingRun(config, process=process, train=train, validation=validation, facts=facts, start=start)
         first = run.load()
         with recorded(
@@ -197,21 +190,42 @@ def train_on(
     return result
 
 
-def _data_facts(train: BatchSource, validation: BatchSource | None) -> Mapping[str, object]:
-    """What tells the data of one machine from those of another, in words."""
-    facts: dict[str, object] = {"fingerprint of the validation data": validation and validation.fingerprint}
+def _require_same_files(
+    facts: RunFacts, *, train: BatchSource, validation: BatchSource | None, start: Start, trainer: TrainerConfig
+) -> None:
+    """Compare what the ranks' machines have; all ranks call it together.
+
+    Raises:
+        PrimusError: If they have different data, tokenizers, checkpoints or pretrained weights.
+    """
+    files: dict[str, object] = json.loads(facts.to_json())
+    # Where they lie on each machine.
+    del files["tokenizer_model"], files["hf_path"]
+    files["names of sources"] = list(train.source_names)
+    files["fingerprint of the validation data"] = None if validation is None else validation.fingerprint
+    streamed: Mapping[str, object] = {}
     if isinstance(train, IndexedStream):
-        return {**facts, **train.source}
-    return {**facts, "training sequences": len(train) if isinstance(train, Sized) else None}
+        del files["data_fingerprint"]
+        streamed = train.source
+    elif isinstance(train, Sized):
+        files["training sequences"] = len(train)
+    files |= on_all_ranks(lambda: _start_facts(start, trainer))
+    require_same(
+        {
+            "give all machines the same files": files,
+            "copy the files with names and times (cp -p, rsync -a), as a stream goes on only with the same": streamed,
+        }
+    )
 
 
-def _start_facts(start: Start, trainer: TrainerConfig) -> Mapping[str, object]:
-    """What tells the weights that a run starts from, as far as that can be seen without reading them."""
+def _start_facts(start: Start, trainer: TrainerConfig) -> dict[str, object]:
+    """What tells the weights that a run starts from, as far as that can be seen without reading all of them."""
     if start.folder is not None:
         digests = {name: file.sha256 for name, file in read_digests(start.folder).items()}
         return {"checkpoint": start.folder.name, "files of the checkpoint": digests}
     if trainer.hf_path is not None:
-        return {"weights of hf_path": ModelFolder(Path(trainer.hf_path)).samples()}
+        files = ModelFolder(Path(trainer.hf_path)).files
+        return {"weights of hf_path": {path.name: sample_of(path) for path in files}}
     return {}
 
 

@@ -103,17 +103,25 @@ class TrainingRun:
         )
 
     def load(self) -> int:
-        """Load what the run starts from; return the number of steps that were made.
+        """Load what the run starts from; all ranks call it together.
+
+        Returns:
+            The number of steps that were made.
 
         Raises:
             CheckpointError: If it can't be loaded.
             TrainingError: If ranks that must have the same weights have different ones.
         """
         start = self._load()
+        is_drawn = self._start.folder is None and self._trainer.hf_path is None
         require_equal_replicas(
             self._model,
             when=f"step {start}",
-            remedy="give all machines the same files to start from",
+            remedy=(
+                "their devices draw different random numbers, so take devices of one kind, or load weights"
+                if is_drawn
+                else "give all machines the same files to start from"
+            ),
             among_tensor_ranks=True,
         )
         return start
@@ -235,7 +243,7 @@ class TrainingRun:
             require_equal_replicas(
                 self._model,
                 when=f"step {iteration}",
-                remedy="test the devices of that machine, and go on from a checkpoint of a step where they were equal",
+                remedy="test the devices there, and go on from a checkpoint of a step where they were equal",
             )
 
     def _step_metrics(self, outcome: StepOutcome, *, iteration: int, clock: "_Clock") -> StepMetrics:

@@ -39,7 +39,7 @@ class IndexedStream:
         shares: None: there is one source.
         source_names: What its loss is told under; one name.
         source: What the packs depend on, as plain JSON data.
-        fingerprint: Hash of the files' names and sizes and of all options; not of the files' content.
+        fingerprint: Hash of the files' names, sizes and times and of all options; not of the files' content.
         first_step: The first step that can be asked for: the number of batches before the state that the stream went on
             from.
 

@@ -156,7 +156,7 @@ def test_processes_that_load_for_themselves_are_ended_too(monkeypatch: pytest.Mo
 def _is_alive(process: psutil.Process) -> bool:
     """Whether it is there, and more than an entry that nobody has taken note of."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from megatron.core import parallel_state
 
-from primus.backends.megatron.agreement.ranks import RankName, answers_of_all, dissenters, name_ranks
+from primus.backends.megatron.agreement.ranks import RankName, answers_of_all, are_alike, dissenters, name_some
 from primus.backends.megatron.data.batches import HASH_BITS, HASHES
 from primus.backends.megatron.distributed import has_losses
 
@@ -53,19 +53,23 @@ def agreed_hash(sums: Sequence[float]) -> int | None:
     return spoken if marked_by_all == marked * _ranks_of_a_model() % HASHES else None
 
 
-def name_dissenters(own: int) -> str:
+def describe_dissent(own: int) -> str:
     """Which ranks have read other sequences than those they share a model with; all ranks call it together.
 
     Args:
         own: As for `hash_summands`.
 
     Returns:
-        Their names, for a message.
+        A clause of a message.
     """
     by_replica: dict[int, list[tuple[RankName, int]]] = defaultdict(list)
     for name, (replica, content_hash) in answers_of_all((parallel_state.get_data_parallel_rank(), own)):
         by_replica[replica].append((name, content_hash))
-    return name_ranks([name for answers in by_replica.values() for name in dissenters(answers)])
+    split = [answers for answers in by_replica.values() if not are_alike(answers)]
+    odd = [name for answers in split for name in dissenters(answers)]
+    if len(odd) == sum(map(len, split)):
+        return f"{name_some(odd)}, which share a model, read different sequences"
+    return f"{name_some(odd)} read other sequences than the model's other ranks"
 
 
 def _ranks_of_a_model() -> int:

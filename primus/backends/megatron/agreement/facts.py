@@ -1,17 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plain facts that are the same on every rank, or the run does not begin."""
 
-import importlib.metadata
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
-from primus.backends.megatron.agreement.ranks import RankName, answers_of_all, name_ranks, this_rank
+import megatron.core
+import torch
+
+import primus
+from primus.backends.megatron.agreement.ranks import RankName, answers_of_all, name_some, this_rank
 from primus.backends.megatron.distributed import Process, on_first_rank
 from primus.config.schema import TrainConfig
 from primus.errors import LayoutError
 
-_DISTRIBUTIONS = ("primus", "torch", "megatron-core")
+_OF_EACH_MACHINE = frozenset(
+    {
+        # Where something lies; what lies there is compared.
+        *("dataset_name", "hf_path", "load", "save", "sft_cache_dir", "sft_chat_template", "sft_dataset_name"),
+        *("sft_validation_dataset_name", "tokenizer_model", "workspace"),
+        # No number of the run depends on these.
+        *("num_workers", "sft_peak_tflops", "tensorboard", "wandb_exp_name", "wandb_project", "wandb_save_dir"),
+    }
+)
 _MAX_LISTED = 8
 _MAX_LETTERS = 100
 
@@ -24,6 +35,8 @@ _NOTHING: _Answer = ("not there", "")
 def require_same_settings(config: TrainConfig, *, process: Process, resume: str) -> None:
     """Compare configuration, software and kind of device; all ranks call it together, before they read any data.
 
+    Where files lie may be said differently on each machine, and so may how they are read.
+
     Args:
         config: The run, as this rank has it.
         process: This process.
@@ -32,13 +45,20 @@ def require_same_settings(config: TrainConfig, *, process: Process, resume: str)
     Raises:
         LayoutError: As for `require_same`.
     """
-    settings = config.model_dump(mode="json")
-    trainer = settings.pop("trainer")
+    dumped = config.model_dump(mode="json")
+    trainer = dumped.pop("trainer")
+    settings = {
+        name: value
+        for name, value in _flat({**dumped, **trainer, "--resume": resume})
+        if _OF_EACH_MACHINE.isdisjoint(name.split("."))
+    }
     require_same(
         {
-            "start all ranks with the same configuration": {**settings, **trainer, "--resume": resume},
+            "start all ranks with the same configuration": settings,
             "install the same on all machines": {
-                f"version of {name}": importlib.metadata.version(name) for name in _DISTRIBUTIONS
+                "version of primus": primus.__version__,
+                "version of torch": str(torch.__version__),
+                "version of megatron-core": megatron.core.__version__,
             },
             "give every rank the same kind of device": {"device": process.device.type},
         }
@@ -84,7 +104,7 @@ def _problems(
     problems = []
     for name, answers in by_fact.items():
         value, _ = expected.get(name, _NOTHING)
-        others = ", ".join(f"{_shortened(other)} on {name_ranks(ranks)}" for (other, _), ranks in answers.items())
+        others = name_some(f"{_shortened(other)} on {name_some(ranks)}" for (other, _), ranks in answers.items())
         [(_, remedy), *_] = [expected[name]] if name in expected else answers
         problems.append(f"{name}: is {_shortened(value)} on {first}, and {others}; {remedy}")
     num_more = len(problems) - _MAX_LISTED

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Work that each rank does for itself, and whose failure on one of them ends all of them.
 
-Ranks that are not connected would wait for one that has ended until the time for that is over.
+Otherwise the others would wait for one that has ended, until the time for that is over.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from primus.backends.megatron.agreement.ranks import answers_of_all
 from primus.backends.megatron.distributed import Process, briefly_connected
@@ -15,7 +16,7 @@ from primus.errors import PrimusError
 T = TypeVar("T")
 
 
-def on_all_ranks(work: Callable[[], T], *, place: Process, trainer: TrainerConfig) -> T:
+def on_unconnected_ranks(work: Callable[[], T], *, place: Process, trainer: TrainerConfig) -> T:
     """Do something on every rank, and go on when all of them have done it; all ranks call it together.
 
     They are connected only when they are done, which may take hours.
@@ -34,25 +35,51 @@ def on_all_ranks(work: Callable[[], T], *, place: Process, trainer: TrainerConfi
     """
     if place.world_size == 1:
         return work()
-    error: PrimusError | OSError | None = None
-    try:
-        result = work()
-    except (PrimusError, OSError) as exc:
-        error = exc
+    outcome = _attempt(work)
     with briefly_connected(place, trainer):
-        answers = answers_of_all(_problems_of(error))
-    if error is not None:
-        raise error
-    failed = [(rank, problems) for rank, problems in answers if problems]
+        return _settle(outcome)
+
+
+def on_all_ranks(work: Callable[[], T]) -> T:
+    """Do something on every rank, and go on when all of them have done it; all ranks call it together, connected.
+
+    Args:
+        work: Called without arguments; it does not wait for other ranks.
+
+    Returns:
+        This rank's result.
+
+    Raises:
+        PrimusError: As for `on_unconnected_ranks`.
+        OSError: As for `on_unconnected_ranks`.
+    """
+    return _settle(_attempt(work))
+
+
+@dataclass(frozen=True)
+class _Done(Generic[T]):
+    result: T
+
+
+def _attempt(work: Callable[[], T]) -> "_Done[T] | PrimusError | OSError":
+    try:
+        return _Done(work())
+    except (PrimusError, OSError) as exc:
+        return exc
+
+
+def _settle(outcome: "_Done[T] | PrimusError | OSError") -> T:
+    own = _problems_of(outcome) if isinstance(outcome, (PrimusError, OSError)) else ()
+    failed = [(rank, problems) for rank, problems in answers_of_all(own) if problems]
+    if isinstance(outcome, (PrimusError, OSError)):
+        raise outcome
     if failed:
         rank, problems = failed[0]
         raise PrimusError(*(f"{rank}: {problem}" for problem in problems))
-    return result
+    return outcome.result
 
 
-def _problems_of(error: PrimusError | OSError | None) -> tuple[str, ...]:
-    if error is None:
-        return ()
+def _problems_of(error: PrimusError | OSError) -> tuple[str, ...]:
     if isinstance(error, PrimusError):
         return tuple(error.problems)
-    return (f"{error.filename}: {error.strerror}; see to it there",)
+    return (f"{error.filename}: {error.strerror}; see to it on that machine",)

@@ -3,7 +3,7 @@
 
 import socket
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -37,29 +37,35 @@ def answers_of_all(own: A) -> list[tuple[RankName, A]]:
     return everyone
 
 
+def are_alike(answers: Sequence[tuple[RankName, A]]) -> bool:
+    """Whether some ranks answer the same."""
+    return len({answer for _, answer in answers}) <= 1
+
+
 def dissenters(answers: Sequence[tuple[RankName, A]]) -> list[RankName]:
     """Which ranks do not answer what most answer.
 
     Args:
-        answers: The answers of some ranks, at least one.
+        answers: The answers of some ranks.
 
     Returns:
-        The ranks, in order; where two answers are equally common, those that do not answer as the first rank does.
+        The ranks, in order; where there is no answer that more than half of them give, all: nobody knows who is right.
 
     Examples:
         >>> a, b, c = (RankName(number, "node") for number in range(3))
         >>> [dissenter.rank for dissenter in dissenters([(a, 7), (b, 5), (c, 5)])]
         [0]
         >>> [dissenter.rank for dissenter in dissenters([(a, 7), (b, 5)])]
-        [1]
+        [0, 1]
     """
     counts = Counter(answer for _, answer in answers)
-    usual = max(counts, key=counts.__getitem__)
-    return [name for name, answer in answers if answer != usual]
+    [(usual, count), *_] = counts.most_common(1)
+    is_known = 2 * count > len(answers)
+    return [name for name, answer in answers if answer != usual or not is_known]
 
 
-def name_ranks(names: Sequence[RankName]) -> str:
-    """The first of some ranks, and how many more there are."""
-    named = ", ".join(map(str, names[:_MAX_NAMED]))
-    num_more = len(names) - _MAX_NAMED
-    return f"{named} and {num_more} more" if num_more > 0 else named
+def name_some(names: Iterable[object]) -> str:
+    """The first of some things, and how many more there are."""
+    listed = list(map(str, names))
+    num_more = len(listed) - _MAX_NAMED
+    return ", ".join(listed[:_MAX_NAMED]) + (f" and {num_more} more" if num_more > 0 else "")

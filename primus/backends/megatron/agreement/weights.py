@@ -15,14 +15,15 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
 
-from primus.backends.megatron.agreement.ranks import RankName, answers_of_all, dissenters, name_ranks
-from primus.backends.megatron.model.initialisation import name_in_whole_model
+from primus.backends.megatron.agreement.ranks import RankName, answers_of_all, are_alike, dissenters, name_some
+from primus.backends.megatron.model.initialisation import EMBEDDING, name_in_whole_model
 from primus.errors import TrainingError
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_PIECE = 1 << 22
 
 Group = tuple[str, int, int]
-"""Ranks that have something in common: what they share out, and their two other places in the layout."""
+"""Ranks that have weights in common: what they are to each other, and their two other places in the layout."""
 
 
 def require_equal_replicas(
@@ -46,16 +47,27 @@ def require_equal_replicas(
     for rank, answer in answers_of_all(digests):
         for group, digest in answer:
             by_group[group].append((rank, digest))
-    split = next((group for group, answers in by_group.items() if len({digest for _, digest in answers}) > 1), None)
-    if split is None:
+    split = {group: answers for group, answers in by_group.items() if not are_alike(answers)}
+    if not split:
         return
-    blamed = dissenters(by_group[split])
-    sums = [dict(answer) for _, answer in answers_of_all(tuple(own.get(split, {}).items())) if answer]
+    kind = next(iter(split))[0]
+    odd, concerned = (
+        sorted({rank for group, answers in split.items() if group[0] == kind for rank in ranks_of(answers)})
+        for ranks_of in (dissenters, _ranks)
+    )
+    first = next(iter(split))
+    sums = [dict(answer) for _, answer in answers_of_all(tuple(own.get(first, {}).items())) if answer]
     names = [name for name in sums[0] if len({answer.get(name) for answer in sums}) > 1]
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    others = "each other's" if odd == concerned else f"those of the other {kind}"
     raise TrainingError(
-        f"{when}: the weights of {name_ranks(blamed)} are not those of the other replicas ({names[0]}{more}); {remedy}"
+        f"{when}: the weights of {name_some(odd)} are not {others} ({names[0]}{more}), and {kind} have the same;"
+        f" {remedy}"
     )
+
+
+def _ranks(answers: Sequence[tuple[RankName, str]]) -> list[RankName]:
+    return [rank for rank, _ in answers]
 
 
 def _sums_by_group(
@@ -69,22 +81,33 @@ def _sums_by_group(
     }
     totals = torch.stack([_sum_of_bits(parameter) for parameter in parameters.values()]).tolist()
     sums = dict(zip(parameters, totals, strict=True))
-    tensor, stage = (
+    tensor, stage, replica = (
         parallel_state.get_tensor_model_parallel_rank(),
         parallel_state.get_pipeline_model_parallel_rank(),
+        parallel_state.get_data_parallel_rank(with_context_parallel=True),
     )
-    groups: dict[Group, Mapping[str, int]] = {("data", tensor, stage): sums}
+    groups: dict[Group, Mapping[str, int]] = {("replicas", tensor, stage): sums}
     if among_tensor_ranks:
-        replica = parallel_state.get_data_parallel_rank(with_context_parallel=True)
-        groups["tensor", replica, stage] = {
+        groups["tensor-parallel ranks", replica, stage] = {
             name: total for name, total in sums.items() if not getattr(parameters[name], "tensor_model_parallel", False)
         }
+    if EMBEDDING in sums and model[0].module.share_embeddings_and_output_weights:
+        groups["ends of a pipeline", tensor, replica] = {EMBEDDING: sums[EMBEDDING]}
     return groups
 
 
 def _sum_of_bits(parameter: Tensor) -> Tensor:
-    """The sum of a weight's numbers, taken for whole numbers: one flipped bit changes it."""
-    return parameter.detach().contiguous().view(_BITS[parameter.element_size()]).sum(dtype=torch.int64)
+    """A sum of a weight's numbers, taken for whole numbers, each times an odd number of its place.
+
+    One flipped bit changes it, and so do two parts that are swapped. It is made in pieces, since PyTorch copies what
+    it adds up in more bits.
+    """
+    flat = parameter.detach().reshape(-1).view(_BITS[parameter.element_size()])
+    factors = torch.arange(1, 2 * min(_PIECE, len(flat)), 2, dtype=torch.int64, device=flat.device)
+    total = torch.zeros((), dtype=torch.int64, device=flat.device)
+    for number, piece in enumerate(torch.split(flat, _PIECE)):
+        total += (piece * factors[: len(piece)]).sum() * (2 * number + 1)
+    return total
 
 
 def _digest(sums: Mapping[str, int]) -> str:

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from primus.backends.megatron.agreement.facts import require_same_settings
+from primus.backends.megatron.agreement.failures import on_all_ranks
 from primus.backends.megatron.agreement.folders import require_shared_folder
 from primus.backends.megatron.checkpoint.digests import damages, read_digests
 from primus.backends.megatron.checkpoint.folder import (
@@ -113,12 +114,17 @@ def find_start(config: TrainConfig, *, resume: Resume) -> Start:
     load = config.trainer.load
     if load is None or (not load.exists() and _is_inside(load, save)):
         return Start(folder=None)
-    folder = find_checkpoint(load)
-    read_run(folder)
+    folder = on_all_ranks(lambda: _read_checkpoint(load))
     damaged = _damages(folder)
     if damaged:
         raise CheckpointError(f"{folder}: is damaged ({_named(damaged)}); load another checkpoint")
     return Start(folder=folder, weights_only=config.trainer.finetune)
+
+
+def _read_checkpoint(load: Path) -> Path:
+    folder = find_checkpoint(load)
+    read_run(folder)
+    return folder
 
 
 def _refuse_used_folders(config: TrainConfig, *, save: Path) -> None:

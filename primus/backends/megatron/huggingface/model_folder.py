@@ -4,9 +4,8 @@
 A file is mapped for as long as one part is read and copied, so reading a model takes no memory beyond the parts.
 """
 
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from primus.errors import CheckpointError
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_NUM_PIECES, _PIECE_BYTES = 17, 1 << 16
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -58,17 +56,10 @@ class ModelFolder:
         for file in _files(path):
             self.weights = {**self.weights, **_weights_of(file)}
 
-    def samples(self) -> Mapping[str, str]:
-        """Tell the files from others without reading all of them.
-
-        Returns:
-            By name of the file, a hash of its size and of pieces from its beginning to its end. Weights that were
-            trained on differ in nearly every number, so they differ in the pieces.
-
-        Raises:
-            CheckpointError: If a file cannot be read.
-        """
-        return {path.name: _sample(path) for path in sorted({weight.path for weight in self.weights.values()})}
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files that hold the weights, in order."""
+        return sorted({weight.path for weight in self.weights.values()})
 
     def read(self, rows: Rows, columns: slice = slice(None)) -> Tensor:
         """Read a part of a weight.
@@ -91,19 +82,6 @@ class ModelFolder:
         except (SafetensorError, OSError) as exc:
             raise CheckpointError(f"{stored.path}: cannot be read ({exc}); download it again") from exc
         return part[:, columns] if part.ndim == 2 else part
-
-
-def _sample(path: Path) -> str:
-    try:
-        size = path.stat().st_size
-        digest = hashlib.blake2b(str(size).encode(), digest_size=16)
-        with path.open("rb") as file:
-            for piece in range(_NUM_PIECES):
-                file.seek(max(0, size - _PIECE_BYTES) * piece // (_NUM_PIECES - 1))
-                digest.update(file.read(_PIECE_BYTES))
-    except OSError as exc:
-        raise CheckpointError(f"{path}: cannot be read ({exc}); download it again") from exc
-    return digest.hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:

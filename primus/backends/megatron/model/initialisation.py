@@ -17,7 +17,9 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
-_EMBEDDING, _OUTPUT = "embedding.word_embeddings.weight", "output_layer.weight"
+EMBEDDING = "embedding.word_embeddings.weight"
+"""The name of the embedding in the whole model."""
+_OUTPUT = "output_layer.weight"
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 # The dimension that tensor-parallel ranks share out.
 _CUT = {"linear_qkv": 0, "linear_fc1": 0, "linear_proj": 1, "linear_fc2": 1, "word_embeddings": 0, "output_layer": 0}
@@ -77,7 +79,7 @@ def name_in_whole_model(name: str, model: GPTModel) -> str:
         The name, in which layers are counted from the model's first one; a tied output layer is the embedding.
     """
     if name == _OUTPUT and model.share_embeddings_and_output_weights:
-        return _EMBEDDING
+        return EMBEDDING
     return _LAYER.sub(lambda match: f"decoder.layers.{model.decoder.layers[int(match[1])].layer_number - 1}.", name)
 
 

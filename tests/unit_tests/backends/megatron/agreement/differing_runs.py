@@ -5,7 +5,6 @@ What a rank has to say about each run is written to `<folder>/<rank>.json`, and 
 """
 
 import dataclasses
-import importlib.metadata
 import json
 import os
 import sys
@@ -14,12 +13,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import megatron.core
 import torch
 from megatron.core import parallel_state
 from safetensors.torch import load_file, save_file
 
-from primus.backends.megatron.agreement import facts, folders
-from primus.backends.megatron.agreement.failures import on_all_ranks
+from primus.backends.megatron import trainer
+from primus.backends.megatron.agreement import folders
+from primus.backends.megatron.agreement.failures import on_unconnected_ranks
 from primus.backends.megatron.agreement.weights import require_equal_replicas
 from primus.backends.megatron.checkpoint.start import started
 from primus.backends.megatron.distributed import joined_processes, seed_weights, this_process
@@ -34,21 +35,22 @@ from tests.unit_tests.backends.megatron.huggingface.pretrained_models import DEM
 
 PROCESS = this_process()
 IS_SECOND = PROCESS.rank == 1
+ROW = json.dumps({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]})
 TENSOR = {"tensor_model_parallel_size": 2}
 PIPELINE = {"pipeline_model_parallel_size": 2}
 CONTEXT = {"context_parallel_size": 2}
 OVERLAPPED = {"use_distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True}
 
 
-def settings(folder: Path) -> None:
+def some_settings(folder: Path) -> None:
     lora = {"enabled": True, "target_modules": ["linear_fc1"]} if IS_SECOND else {}
     tiny.run_tiny(tiny.tiny_config(folder, lr=0.5 if IS_SECOND else 0.01, lora=lora))
 
 
 def many_settings(folder: Path) -> None:
-    others = {f"lr_{name}": 3 for name in ("warmup_iters", "decay_iters")}
+    others: dict[str, object] = {f"lr_{name}": 3 for name in ("warmup_iters", "decay_iters")}
     others |= {f"sft_{name}": 16 for name in ("pad_to_multiple_of", "length_bucket")}
-    others |= {"seed": 2, "log_interval": 3, "eval_iters": 1, "num_workers": 1, "weight_decay": 0.1, "clip_grad": 2.0}
+    others |= {"weight_decay": 0.1, "clip_grad": 2.0, "seed": 2, "log_interval": 3, "eval_iters": 1, "save_interval": 1}
     tiny.run_tiny(tiny.tiny_config(folder, **(others if IS_SECOND else {})))
 
 
@@ -58,12 +60,7 @@ def resuming(folder: Path) -> None:
 
 
 def software(folder: Path) -> None:
-    known = importlib.metadata.version
-
-    def version(name: str) -> str:
-        return "2.1.0" if name == "torch" and IS_SECOND else known(name)
-
-    with replaced(facts.importlib.metadata, "version", version):
+    with replaced(megatron.core, "__version__", "0.15.0" if IS_SECOND else megatron.core.__version__):
         tiny.run_tiny(tiny.tiny_config(folder))
 
 
@@ -71,6 +68,41 @@ def devices(folder: Path) -> None:
     process = dataclasses.replace(PROCESS, device=torch.device("cuda")) if IS_SECOND else PROCESS
     with started(tiny.tiny_config(folder), process=process, resume="auto"):
         pass
+
+
+def own_places(folder: Path) -> None:
+    """Each machine has the same files in folders of its own, loads them its own way, and sees one workspace."""
+    own = folder / f"machine {PROCESS.rank}"
+    write_model(own / "hf", "llama 3")
+    (own / "train.jsonl").write_text(f"{ROW}\n" * 8)
+    folder.joinpath(f"link {PROCESS.rank}").symlink_to(folder)
+    keys = model_keys_of(read_hugging_face_config(own / "hf"), origin="hf")
+    os.chdir(own)
+    run_training(
+        tiny.tiny_config(
+            folder / f"link {PROCESS.rank}",
+            **{
+                **keys,
+                "hf_path": "hf",
+                "tokenizer_model": "hf",
+                "sft_dataset_name": "train.jsonl",
+                "num_workers": PROCESS.rank,
+                "sft_cache_dir": own / "prepared",
+                "seq_length": 64,
+            },
+        )
+    )
+
+
+def streams(folder: Path) -> None:
+    """The files are the same, and their times are not."""
+    own = folder / f"machine {PROCESS.rank}"
+    own.mkdir(parents=True)
+    (own / "train.jsonl").write_text(f"{ROW}\n" * 8)
+    os.utime(own / "train.jsonl", ns=(0, 10**9 * (1 + PROCESS.rank)))
+    os.chdir(own)
+    keys = {"tokenizer_model": str(DEMO_TOKENIZER), "sft_dataset_name": "train.jsonl", "sft_streaming": True}
+    run_training(tiny.tiny_config(folder, **keys, eval_interval=0, vocab_size=None))
 
 
 def local_disks(folder: Path) -> None:
@@ -91,8 +123,7 @@ def bad_row(folder: Path) -> None:
     """The second machine's file has a row that is no conversation."""
     own = folder / f"machine {PROCESS.rank}"
     own.mkdir(parents=True)
-    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
-    rows = [json.dumps(row)] * 8 + ["{}"] * IS_SECOND
+    rows = [ROW] * 8 + ["{}"] * IS_SECOND
     (own / "train.jsonl").write_text("\n".join(rows))
     os.chdir(own)
     trainer_keys = {"tokenizer_model": str(DEMO_TOKENIZER), "sft_dataset_name": "train.jsonl", "vocab_size": None}
@@ -119,7 +150,7 @@ def unreadable(folder: Path) -> None:
         if IS_SECOND:
             (folder / "nothing").read_text()
 
-    on_all_ranks(work, place=PROCESS, trainer=tiny.tiny_config(folder).trainer)
+    on_unconnected_ranks(work, place=PROCESS, trainer=tiny.tiny_config(folder).trainer)
 
 
 def training_data(folder: Path) -> None:
@@ -154,6 +185,33 @@ def pretrained_models(folder: Path) -> None:
     tiny.run_tiny(tiny.tiny_config(folder / "run", **{**keys, "hf_path": "hf"}))
 
 
+def weights_at_the_start(folder: Path) -> None:
+    """The pretrained weights differ where their samples do not show it."""
+    with replaced(trainer, "sample_of", lambda _: "the same"):
+        pretrained_models(folder)
+
+
+def lost_model(folder: Path) -> None:
+    """The second machine loses its model when both have looked at it."""
+    own = folder / f"machine {PROCESS.rank}" / "hf"
+    write_model(own, "llama 3")
+    os.chdir(own.parent)
+    keys = model_keys_of(read_hugging_face_config(own), origin="hf")
+    if IS_SECOND:
+        (own / "model.safetensors").unlink()
+    tiny.run_tiny(tiny.tiny_config(folder, **{**keys, "hf_path": "hf"}))
+
+
+def lost_checkpoint(folder: Path) -> None:
+    """What `load` names is on the first machine only."""
+    own = folder / f"machine {PROCESS.rank}"
+    own.mkdir(parents=True)
+    if not IS_SECOND:
+        (own / "start").symlink_to(folder.parent / "checkpoints/machine 0/primus/user/tiny/checkpoints")
+    os.chdir(own)
+    tiny.run_tiny(tiny.tiny_config(folder, load=Path("start"), finetune=True))
+
+
 def changing_data(folder: Path, **layout: object) -> None:
     """Sequence 5 changes in one token, after the data were compared."""
     data = tiny.TinySequences(40)
@@ -162,15 +220,21 @@ def changing_data(folder: Path, **layout: object) -> None:
     tiny.run_tiny(tiny.tiny_config(folder, num_workers=0, train_iters=5, eval_interval=0, **layout), train=data)
 
 
-def weights_of_replicas(folder: Path, *, bit: int, name: str, among_tensor_ranks: bool = False, **keys: object) -> None:
-    """One bit of one weight differs."""
-    trainer = tiny.tiny_config(folder, **keys).trainer
-    with joined_processes(PROCESS, trainer):
-        seed_weights(trainer.seed)
-        model = build_model(trainer, padded_vocab_size=64, device=PROCESS.device)
+def weights_of_replicas(
+    folder: Path, *, bit: int | None, name: str, among_tensor_ranks: bool = False, **keys: object
+) -> None:
+    """One bit of one weight differs, or the order of its rows."""
+    settings = tiny.tiny_config(folder, **keys).trainer
+    with joined_processes(PROCESS, settings):
+        seed_weights(settings.seed)
+        model = build_model(settings, padded_vocab_size=64, device=PROCESS.device)
         require_equal_replicas(model, when="step 7", remedy="mend it", among_tensor_ranks=True)
         if IS_SECOND:
-            flip(dict(model[0].module.named_parameters())[name], bit=bit)
+            weight = dict(model[0].module.named_parameters())[name]
+            if bit is None:
+                weight.data = weight.data.flip(0)
+            else:
+                flip(weight, bit=bit)
         require_equal_replicas(model, when="step 8", remedy="mend it", among_tensor_ranks=among_tensor_ranks)
 
 
@@ -196,19 +260,23 @@ def faulty_device(folder: Path, **keys: object) -> None:
 
 def whole(folder: Path, **keys: object) -> None:
     """Nothing differs."""
-    keys = {"check_weight_hash_across_dp_replicas_interval": 1, "save": folder / "saved", **keys}
+    save = folder / "saved"
+    keys = {"check_weight_hash_across_dp_replicas_interval": 1, "save": save, "load": save, **keys}
     tiny.run_tiny(tiny.tiny_config(folder, **keys))
 
 
 Run = tuple[Callable[..., None], dict[str, Any]]
 NORM = "decoder.layers.1.pre_mlp_layernorm.weight"
+OUTPUT = "output_layer.weight"
 QKV = "decoder.layers.0.self_attention.linear_qkv.weight"
 RUNS: Mapping[str, Run] = {
-    "settings": (settings, {}),
+    "settings": (some_settings, {}),
     "many settings": (many_settings, {}),
     "resuming": (resuming, {}),
     "software": (software, {}),
     "devices": (devices, {}),
+    "own places": (own_places, {}),
+    "streams": (streams, {}),
     "local disks": (local_disks, {}),
     "local checkpoints": (local_checkpoints, {}),
     "bad row": (bad_row, {}),
@@ -219,6 +287,9 @@ RUNS: Mapping[str, Run] = {
     "validation data": (validation_data, {}),
     "checkpoints": (checkpoints, {}),
     "pretrained models": (pretrained_models, {}),
+    "weights at the start": (weights_at_the_start, {}),
+    "lost model": (lost_model, {}),
+    "lost checkpoint": (lost_checkpoint, {}),
     "batch, tensor": (changing_data, TENSOR),
     "batch, pipeline": (changing_data, PIPELINE),
     "batch, context": (changing_data, CONTEXT),
@@ -226,6 +297,9 @@ RUNS: Mapping[str, Run] = {
     "replicas": (weights_of_replicas, {"bit": 0, "name": QKV}),
     "bf16 replicas": (weights_of_replicas, {"bit": 15, "name": QKV, "bf16": True}),
     "context replicas": (weights_of_replicas, {"bit": 31, "name": QKV, **CONTEXT}),
+    "rows of replicas": (weights_of_replicas, {"bit": None, "name": QKV}),
+    "tied": (weights_of_replicas, {"bit": 1, "name": OUTPUT, **PIPELINE, "untie_embeddings_and_output_weights": False}),
+    "not tied": (weights_of_replicas, {"bit": 1, "name": OUTPUT, **PIPELINE}),
     "norms of tensor ranks": (weights_of_replicas, {"bit": 1, "name": NORM, "among_tensor_ranks": True, **TENSOR}),
     "norms while training": (weights_of_replicas, {"bit": 1, "name": NORM, **TENSOR}),
     "parts of tensor ranks": (weights_of_replicas, {"bit": 1, "name": QKV, "among_tensor_ranks": True, **TENSOR}),
@@ -249,7 +323,7 @@ def outcome_of(run: Run, folder: Path) -> list[str]:
             work(folder, **keys)
         except PrimusError as exc:
             return [type(exc).__name__, *exc.problems]
-        except FileNotFoundError as exc:
+        except OSError as exc:
             return [type(exc).__name__, str(exc)]
     assert not parallel_state.model_parallel_is_initialized()
     return []

@@ -73,11 +73,12 @@ def test_settings_that_differ_are_told_with_both_values(outcomes: Outcomes) -> N
 
 
 def test_software_and_devices_that_differ_are_told(outcomes: Outcomes) -> None:
-    version = importlib.metadata.version("torch")
+    version = importlib.metadata.version("megatron-core")
     [kind, line] = said(outcomes, "software")
     assert kind == "LayoutError"
-    assert line.startswith(
-        f'version of torch: is "{version}" on rank 0 on node, and "2.1.0" on rank 1 on node; install'
+    assert line == (
+        f'version of megatron-core: is "{version}" on rank 0 on node, and "0.15.0" on rank 1 on node; '
+        "install the same on all machines"
     )
     assert said(outcomes, "devices")[1:] == [
         'device: is "cpu" on rank 0 on node, and "cuda" on rank 1 on node; give every rank the same kind of device'
@@ -86,7 +87,8 @@ def test_software_and_devices_that_differ_are_told(outcomes: Outcomes) -> None:
 
 @pytest.mark.parametrize(
     ("name", "key", "path"),
-    [("local disks", "workspace", "output/primus/user/tiny"), ("local checkpoints", "save", "saved")],
+    # A folder for checkpoints is made when there is one; until then, what is above it is looked at.
+    [("local disks", "workspace", "/output/primus/user/tiny"), ("local checkpoints", "save", "")],
 )
 def test_a_folder_that_only_one_machine_sees_is_refused(
     folder: Path, outcomes: Outcomes, name: str, key: str, path: str
@@ -95,8 +97,8 @@ def test_a_folder_that_only_one_machine_sees_is_refused(
     assert said(outcomes, name) == [
         "LayoutError",
         (
-            f"{local}/machine 0/{path}: what rank 0 on node writes there is not seen by rank 1 on node, which looked in"
-            f" {local}/machine 1/{path}; set {key} to a folder on a disk that all machines share"
+            f"{local}/machine 0{path}: what rank 0 on node writes there is not seen by rank 1 on node, which looked in"
+            f" {local}/machine 1{path}; set {key} to a folder on a disk that all machines share"
         ),
     ]
     assert not list(folder.rglob(".shared-*"))
@@ -108,10 +110,12 @@ def test_a_folder_that_only_one_machine_sees_is_refused(
         ("bad row", "DataError", "train.jsonl:9: "),
         ("missing model", "CheckpointError", "hf: holds no model.safetensors and no model.safetensors.index.json; "),
         ("too few devices", "LayoutError", "environment: process 1 of this machine has no GPU, there are 1; "),
+        ("lost model", "CheckpointError", "hf: holds no model.safetensors and no model.safetensors.index.json; "),
+        ("lost checkpoint", "CheckpointError", "start: holds neither run.json nor "),
         ("unreadable", "FileNotFoundError", ""),
     ],
 )
-def test_what_fails_on_one_rank_before_they_are_connected_ends_the_other_at_once(
+def test_what_fails_on_one_rank_before_training_ends_the_other_at_once(
     folder: Path, outcomes: Outcomes, name: str, kind: str, beginning: str
 ) -> None:
     first, [second_kind, *second] = (outcome[name] for outcome in outcomes)
@@ -119,7 +123,7 @@ def test_what_fails_on_one_rank_before_they_are_connected_ends_the_other_at_once
     if name == "unreadable":
         assert first == [
             "PrimusError",
-            f"rank 1 on {HOST}: {folder}/unreadable/nothing: No such file or directory; see to it there",
+            f"rank 1 on {HOST}: {folder}/unreadable/nothing: No such file or directory; see to it on that machine",
         ]
         return
     assert second[0].startswith(beginning)
@@ -144,7 +148,27 @@ def test_checkpoints_and_models_that_differ_are_told(outcomes: Outcomes) -> None
     assert any(line.startswith("files of the checkpoint.__0_0.distcp: is ") for line in lines)
     assert any(line.startswith("files of the checkpoint.run.json: is ") for line in lines)
     [_, *lines] = said(outcomes, "pretrained models")
-    assert [line.partition(":")[0] for line in lines] == ["hf_path", "weights of hf_path.model.safetensors"]
+    assert [line.partition(":")[0] for line in lines] == ["weights of hf_path.model.safetensors"]
+    [kind, line] = said(outcomes, "weights at the start")
+    assert kind == "TrainingError"
+    assert re.fullmatch(
+        r"step 0: the weights of rank 0 on node, rank 1 on node are not each other's \(\S+ and \d+ more\), and replicas"
+        r" have the same; give all machines the same files to start from",
+        line,
+    )
+
+
+def test_files_of_each_machine_may_lie_elsewhere(outcomes: Outcomes) -> None:
+    assert said(outcomes, "own places") == []
+
+
+def test_a_stream_that_could_not_go_on_is_refused_at_the_start(outcomes: Outcomes) -> None:
+    [kind, line] = said(outcomes, "streams")
+    assert kind == "LayoutError"
+    assert line == (
+        "the time of the last change of each file.0: is 1000000000 on rank 0 on node, and 2000000000 on rank 1 on node;"
+        " copy the files with names and times (cp -p, rsync -a), as a stream goes on only with the same"
+    )
 
 
 @pytest.mark.parametrize("layout", ["tensor", "pipeline", "context"])
@@ -154,8 +178,8 @@ def test_ranks_that_share_a_model_and_read_different_sequences_stop_before_the_s
     kind, line = said(outcomes, f"batch, {layout}")
     assert kind == "TrainingError"
     found = re.fullmatch(
-        r"step (\d): rank 1 on node read other sequences than the model's other ranks, so the step is not made; see"
-        r" whether .*; sequences: ((?:tiny.jsonl:\d+(?:, )?){8})",
+        r"step (\d): rank 0 on node, rank 1 on node, which share a model, read different sequences, so the step is not"
+        r" made; see whether .*; sequences: ((?:tiny.jsonl:\d+(?:, )?){8})",
         line,
     )
     assert found is not None, line
@@ -167,16 +191,19 @@ def test_ranks_that_share_a_model_and_read_different_sequences_stop_before_the_s
 
 
 def test_one_bit_of_a_replica_is_seen(outcomes: Outcomes) -> None:
-    whose = "the weights of rank 1 on node are not those of the other replicas"
-    for name in ("replicas", "bf16 replicas", "context replicas"):
+    whose = "the weights of rank 0 on node, rank 1 on node are not each other's"
+    for name in ("replicas", "bf16 replicas", "context replicas", "rows of replicas"):
         assert said(outcomes, name) == [
             "TrainingError",
-            f"step 8: {whose} (decoder.layers.0.self_attention.linear_qkv.weight); mend it",
+            f"step 8: {whose} (decoder.layers.0.self_attention.linear_qkv.weight), and replicas have the same; mend it",
         ]
-    assert said(outcomes, "norms of tensor ranks")[1:] == [
-        f"step 8: {whose} (decoder.layers.1.pre_mlp_layernorm.weight); mend it"
+    assert said(outcomes, "tied")[1:] == [
+        f"step 8: {whose} (embedding.word_embeddings.weight), and ends of a pipeline have the same; mend it"
     ]
-    for name in ("norms while training", "parts of tensor ranks", "parts of pipeline ranks"):
+    assert said(outcomes, "norms of tensor ranks")[1:] == [
+        f"step 8: {whose} (decoder.layers.1.pre_mlp_layernorm.weight), and tensor-parallel ranks have the same; mend it"
+    ]
+    for name in ("not tied", "norms while training", "parts of tensor ranks", "parts of pipeline ranks"):
         assert said(outcomes, name) == []
 
 
@@ -187,9 +214,9 @@ def test_a_device_that_changes_a_weight_is_found_at_the_next_comparison(
     assert said(outcomes, name) == [
         "TrainingError",
         (
-            "step 4: the weights of rank 1 on node are not those of the other replicas"
-            " (decoder.final_layernorm.weight); test the devices of that machine, and go on from a checkpoint of a step"
-            " where they were equal"
+            "step 4: the weights of rank 0 on node, rank 1 on node are not each other's"
+            " (decoder.final_layernorm.weight), and replicas have the same; test the devices there, and go on from a"
+            " checkpoint of a step where they were equal"
         ),
     ]
     assert (folder / name / "primus/user/tiny/logs/metrics.jsonl").read_text().count('"lm_loss"') == 3
