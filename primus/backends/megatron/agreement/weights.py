@@ -61,7 +61,7 @@ def require_equal_replicas(
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     others = "each other's" if odd == concerned else f"those of the other {kind}"
     raise TrainingError(
-        f"{when}: the weights of {name_some(odd)} are not {others} ({names[0]}{more}), and {kind} have the same;"
+        f"{when}: the weights of {name_some(odd)} are not {others} ({names[0]}{more}), though {kind} have the same;"
         f" {remedy}"
     )
 

@@ -195,13 +195,13 @@ def test_one_bit_of_a_replica_is_seen(outcomes: Outcomes) -> None:
     for name in ("replicas", "bf16 replicas", "context replicas", "rows of replicas"):
         assert said(outcomes, name) == [
             "TrainingError",
-            f"step 8: {whose} (decoder.layers.0.self_attention.linear_qkv.weight), and replicas have the same; mend it",
+            f"step 8: {whose} (decoder.layers.0.self_attention.linear_qkv.weight), though replicas have the same; mend it",
         ]
     assert said(outcomes, "tied")[1:] == [
-        f"step 8: {whose} (embedding.word_embeddings.weight), and ends of a pipeline have the same; mend it"
+        f"step 8: {whose} (embedding.word_embeddings.weight), though ends of a pipeline have the same; mend it"
     ]
     assert said(outcomes, "norms of tensor ranks")[1:] == [
-        f"step 8: {whose} (decoder.layers.1.pre_mlp_layernorm.weight), and tensor-parallel ranks have the same; mend it"
+        f"step 8: {whose} (decoder.layers.1.pre_mlp_layernorm.weight), though tensor-parallel ranks have the same; mend it"
     ]
     for name in ("not tied", "norms while training", "parts of tensor ranks", "parts of pipeline ranks"):
         assert said(outcomes, name) == []
@@ -215,7 +215,7 @@ def test_a_device_that_changes_a_weight_is_found_at_the_next_comparison(
         "TrainingError",
         (
             "step 4: the weights of rank 0 on node, rank 1 on node are not each other's"
-            " (decoder.final_layernorm.weight), and replicas have the same; test the devices there, and go on from a"
+            " (decoder.final_layernorm.weight), though replicas have the same; test the devices there, and go on from a"
             " checkpoint of a step where they were equal"
         ),
     ]
