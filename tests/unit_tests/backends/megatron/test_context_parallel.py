@@ -2,11 +2,7 @@
 """Ranks that share sequences compute what a single process computes."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,11 +19,11 @@ from primus.backends.megatron.data.batches import MicroBatch, part_of_context_ra
 from primus.sft.packing import Method
 from tests.unit_tests.backends.megatron import context_runs
 from tests.unit_tests.backends.megatron.context_runs import Arrays, Keys
+from tests.unit_tests.backends.megatron.real_ranks import run_ranks
 
 # Many runs of several processes, on whatever cores there are.
 pytestmark = pytest.mark.timeout(900)
 
-CHECKOUT = Path(__file__).parents[4]
 PACKINGS: tuple[Method, ...] = ("none", "best_fit")
 DISTRIBUTED: Keys = {"use_distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True}
 MODELS: dict[str, Keys] = {
@@ -59,23 +55,7 @@ TOLERANCES = {"lm_loss": 2e-6, "grad_norm": 2e-6, "validation_loss": 2e-6}
 
 
 def run_processes(num: int, jobs: Sequence[tuple[str, str, str, Keys]]) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num)]
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
-    launcher = subprocess.Popen(
-        [*torchrun, context_runs.__file__, json.dumps(jobs)],
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        _, said = launcher.communicate(timeout=840)
-    except subprocess.TimeoutExpired:
-        os.killpg(launcher.pid, signal.SIGKILL)
-        raise
-    assert launcher.returncode == 0, said[-4000:]
-    # Nothing of a run that goes well is said on standard error, by us or by what we build on.
-    assert not said
+    run_ranks(context_runs.__file__, json.dumps(jobs), num_ranks=num, timeout_s=840)
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,6 @@
 """Two real processes against one."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.unit_tests.backends.megatron.real_ranks import run_ranks
+
 TINY_RUN = Path(__file__).with_name("tiny_run.py")
-CHECKOUT = Path(__file__).parents[4]
 OPTIMIZERS = {
     "whole": {},
     "distributed": {"use_distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True},
@@ -42,18 +39,7 @@ def runs(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_two_processes(jobs: list[tuple[str, str, dict[str, object]]]) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
-    command = [*torchrun, str(TINY_RUN), json.dumps(jobs)]
-    launcher = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        _, said = launcher.communicate(timeout=110)
-    except subprocess.TimeoutExpired:
-        os.killpg(launcher.pid, signal.SIGKILL)
-        raise
-    assert launcher.returncode == 0, said[-4000:]
-    # Nothing of a run that goes well is said on standard error, by us or by what we build on.
-    assert not said
+    run_ranks(TINY_RUN, json.dumps(jobs), num_ranks=2, timeout_s=110)
 
 
 def read(folder: Path, name: str) -> list[Any]:

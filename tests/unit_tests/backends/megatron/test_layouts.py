@@ -2,10 +2,6 @@
 """However ranks share a model and its batches, they train what a single process trains."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +11,8 @@ import pytest
 
 from tests.unit_tests.backends.megatron import layout_runs
 from tests.unit_tests.backends.megatron.layout_runs import Arrays, Keys
+from tests.unit_tests.backends.megatron.real_ranks import run_ranks
 
-CHECKOUT = Path(__file__).parents[4]
 DISTRIBUTED: Keys = {"use_distributed_optimizer": True}
 OVERLAPPED: Keys = {**DISTRIBUTED, "overlap_grad_reduce": True, "overlap_param_gather": True}
 PACKINGS = ("none", "best_fit")
@@ -57,27 +53,6 @@ DROPPING_OUT = ("tp2", "tp2 sp", "pp2 vpp2")
 
 # The fixtures make all runs of their number of ranks at once.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-
-
-def run_ranks(num_ranks: int, jobs: Sequence[tuple[str, str, Keys]]) -> None:
-    """Do jobs one after another in the same processes."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
-    launcher = subprocess.Popen(
-        [*torchrun, layout_runs.__file__, json.dumps(jobs)],
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        _, said = launcher.communicate(timeout=1500)
-    finally:
-        if launcher.poll() is None:
-            os.killpg(launcher.pid, signal.SIGKILL)
-            launcher.communicate()
-    assert launcher.returncode == 0, said[-4000:]
-    # Nothing of a run that goes well is said on standard error, by us or by what we build on.
-    assert not said
 
 
 def read(folder: Path, name: str) -> list[Any]:
@@ -139,7 +114,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs.append((str(folder / "hidden dropout"), "train", {**packed, **HIDDEN_DROPOUT}))
     jobs.append((str(folder / "bf16"), "train", {**SHORT, "bf16": True}))
     jobs.append((str(folder / "no dropout"), "train", SHORT))
-    run_ranks(1, jobs)
+    run_ranks(layout_runs.__file__, json.dumps(jobs), num_ranks=1, timeout_s=1500)
     return folder
 
 
@@ -171,7 +146,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs.append((str(folder / "padded"), "train", padded))
     jobs.append((str(folder / "padded, resumed"), "train", {**padded, "load": str(half)}))
     jobs.append((str(folder / "trap"), "gradients by batched messages", {**PP2_VPP2, "sft_packing": "best_fit"}))
-    run_ranks(2, jobs)
+    run_ranks(layout_runs.__file__, json.dumps(jobs), num_ranks=2, timeout_s=1500)
     return folder
 
 
@@ -262,7 +237,7 @@ def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     tied = {**SHORT, **TIED, **DISTRIBUTED, **TP2_SP, **PP2, "sft_packing": "best_fit"}
     jobs.append((str(folder / "tied"), "train", tied))
-    run_ranks(4, jobs)
+    run_ranks(layout_runs.__file__, json.dumps(jobs), num_ranks=4, timeout_s=1500)
     return folder
 
 

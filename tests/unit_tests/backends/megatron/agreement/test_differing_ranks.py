@@ -3,17 +3,14 @@
 
 import importlib.metadata
 import json
-import os
 import re
-import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-CHECKOUT = Path(__file__).parents[5]
+from tests.unit_tests.backends.megatron.real_ranks import run_ranks
+
 PROGRAM = Path(__file__).with_name("differing_runs.py")
 HOST = socket.gethostname()
 Outcomes = list[dict[str, list[str]]]
@@ -25,21 +22,7 @@ pytestmark = pytest.mark.timeout(300)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the runs of two ranks were made."""
     folder = tmp_path_factory.mktemp("differing")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
-    launcher = subprocess.Popen(
-        [*torchrun, str(PROGRAM), str(folder)],
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        _, said = launcher.communicate(timeout=280)
-    except subprocess.TimeoutExpired:
-        os.killpg(launcher.pid, signal.SIGKILL)
-        raise
-    assert launcher.returncode == 0, said[-4000:]
+    run_ranks(PROGRAM, str(folder), num_ranks=2, timeout_s=280, is_silent=False)
     return folder
 
 
@@ -152,7 +135,7 @@ def test_checkpoints_and_models_that_differ_are_told(outcomes: Outcomes) -> None
     [kind, line] = said(outcomes, "weights at the start")
     assert kind == "TrainingError"
     assert re.fullmatch(
-        r"step 0: the weights of rank 0 on node, rank 1 on node are not each other's \(\S+ and \d+ more\), and replicas"
+        r"step 0: the weights of rank 0 on node, rank 1 on node are not each other's \(\S+ and \d+ more\), though replicas"
         r" have the same; give all machines the same files to start from",
         line,
     )
@@ -191,17 +174,18 @@ def test_ranks_that_share_a_model_and_read_different_sequences_stop_before_the_s
 
 
 def test_one_bit_of_a_replica_is_seen(outcomes: Outcomes) -> None:
+    qkv, norm = "decoder.layers.0.self_attention.linear_qkv.weight", "decoder.layers.1.pre_mlp_layernorm.weight"
     whose = "the weights of rank 0 on node, rank 1 on node are not each other's"
     for name in ("replicas", "bf16 replicas", "context replicas", "rows of replicas"):
         assert said(outcomes, name) == [
             "TrainingError",
-            f"step 8: {whose} (decoder.layers.0.self_attention.linear_qkv.weight), though replicas have the same; mend it",
+            f"step 8: {whose} ({qkv}), though replicas have the same; mend it",
         ]
     assert said(outcomes, "tied")[1:] == [
         f"step 8: {whose} (embedding.word_embeddings.weight), though ends of a pipeline have the same; mend it"
     ]
     assert said(outcomes, "norms of tensor ranks")[1:] == [
-        f"step 8: {whose} (decoder.layers.1.pre_mlp_layernorm.weight), though tensor-parallel ranks have the same; mend it"
+        f"step 8: {whose} ({norm}), though tensor-parallel ranks have the same; mend it"
     ]
     for name in ("not tied", "norms while training", "parts of tensor ranks", "parts of pipeline ranks"):
         assert said(outcomes, name) == []

@@ -5,15 +5,13 @@
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-CHECKOUT = Path(__file__).parents[5]
+from tests.unit_tests.backends.megatron.real_ranks import run_ranks
+
 TINY_RUN = Path(__file__).parents[1] / "tiny_run.py"
 NUM_STEPS = 8
 COMMON = {"num_layers": 4, "save_interval": 2, "weight_decay": 0.1, "train_iters": NUM_STEPS, "eval_interval": 0}
@@ -48,30 +46,13 @@ def runs(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
             first.append((str(place / layout), "train", {**keys, **sizes, "load": checkpoint(place / "one", 2)}))
             load = {"load": checkpoint(place / layout, 4)}
             second.append((str(place / f"{layout}_then_next"), "train", {**keys, **LAYOUTS[NEXT[layout]], **load}))
-    run_two_processes([*first, *second])
+    run_ranks(TINY_RUN, json.dumps([*first, *second]), num_ranks=2, timeout_s=840)
     for name, optimizer in OPTIMIZERS.items():
         for layout in LAYOUTS:
             load = {"load": checkpoint(folder / name / layout, 4)}
             config = tiny.tiny_config(folder / name / f"{layout}_then_one", **COMMON, **optimizer, **load)
             tiny.run_tiny(config, validation=None)
     return folder
-
-
-def run_two_processes(jobs: list[tuple[str, str, dict[str, object]]]) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
-    command = [*torchrun, str(TINY_RUN), json.dumps(jobs)]
-    launcher = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    try:
-        _, said = launcher.communicate(timeout=840)
-    except subprocess.TimeoutExpired:
-        # It ends its ranks.
-        launcher.terminate()
-        launcher.communicate()
-        raise
-    assert launcher.returncode == 0, said[-4000:]
-    # Nothing of a run that goes well is said on standard error, by us or by what we build on.
-    assert not said
 
 
 def read(folder: Path, name: str) -> list[float]:

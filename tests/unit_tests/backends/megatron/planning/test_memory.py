@@ -7,9 +7,6 @@ again), since it counts what Transformer Engine's layers keep, which is a little
 """
 
 import json
-import os
-import subprocess
-import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -41,8 +38,8 @@ from primus.backends.megatron.planning.memory import (
 )
 from primus.backends.megatron.planning.search import model_shape, recompute_of, sizes_of
 from primus.config.schema import LoraConfig, ModelKeys, TrainerConfig
+from tests.unit_tests.backends.megatron.real_ranks import run_ranks
 
-CHECKOUT = Path(__file__).parents[5]
 PROGRAM = Path(__file__).with_name("measured_bytes.py")
 NUM_ROWS = 512
 TINY: dict[str, Any] = {
@@ -105,16 +102,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[st
     """What each of two ranks really took, by layout."""
     folder = tmp_path_factory.mktemp("measured")
     trainers = [{**TINY, **keys} for keys in LAYOUTS.values()]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*torchrun, str(PROGRAM), json.dumps([str(folder), NUM_ROWS, trainers])],
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=380,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_ranks(PROGRAM, json.dumps([str(folder), NUM_ROWS, trainers]), num_ranks=2, timeout_s=380)
     ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
     return {name: [ranks[0][index], ranks[1][index]] for index, name in enumerate(LAYOUTS)}
 
