@@ -135,8 +135,8 @@ def test_checkpoints_and_models_that_differ_are_told(outcomes: Outcomes) -> None
     [kind, line] = said(outcomes, "weights at the start")
     assert kind == "TrainingError"
     assert re.fullmatch(
-        r"step 0: the weights of rank 0 on node, rank 1 on node are not each other's \(\S+ and \d+ more\), though replicas"
-        r" have the same; give all machines the same files to start from",
+        r"step 0: the weights of rank 0 on node, rank 1 on node are not each other's \(\S+ and \d+ more\), though"
+        r" replicas have the same; give all machines the same files to start from",
         line,
     )
 
