@@ -5,29 +5,21 @@ Only JSON is read here, so that a configuration is checked before anything heavy
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from primus.config.hugging_face_rope import rope_settings
+from primus.config.hugging_face_values import FAMILIES, POSITIVE, read_values, unavailable
 from primus.errors import ConfigError
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE, GENERATION_FILE = "config.json", "generation_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
-LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""What megatron-core fixes of Llama 3's rotary scaling; see its RotaryEmbedding._apply_scaling."""
-
-_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-_SIZES = {
-    "num_layers": "num_hidden_layers",
-    "hidden_size": "hidden_size",
-    "ffn_hidden_size": "intermediate_size",
-    "num_attention_heads": "num_attention_heads",
-    "max_position_embeddings": "max_position_embeddings",
-    "vocab_size": "vocab_size",
-}
-# What transformers takes where config.json is silent; all four families agree.
-_EPSILON, _ROTARY_BASE, _QWEN3_HEAD_WIDTH, _WINDOW = 1e-6, 10000.0, 128, 4096
+_ADAPTER_FILE = "adapter_config.json"
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_INIT_STD = 0.02
 
 
 def read_hugging_face_config(folder: Path) -> Mapping[str, Any]:
@@ -40,22 +32,47 @@ def read_hugging_face_config(folder: Path) -> Mapping[str, Any]:
         Its content.
 
     Raises:
-        ConfigError: If there is none, or it is no JSON object.
+        ConfigError: If there is none, it is no JSON object, or an adapter stands beside it, which transformers applies.
     """
-    path = folder / CONFIG_FILE
     if not folder.is_dir():
         raise ConfigError(
             f"{folder}: is no folder; download the model (hf download NAME --local-dir FOLDER) and name that folder"
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as exc:
-        raise ConfigError(f"{folder}: holds no {CONFIG_FILE}; name the folder of a Hugging Face model") from exc
-    except (OSError, ValueError) as exc:
-        raise ConfigError(f"{path}: cannot be read ({exc}); download it again") from exc
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: is no JSON object; download it again")
+    if (folder / _ADAPTER_FILE).exists():
+        raise ConfigError(
+            f"{folder}: holds {_ADAPTER_FILE}, and adapters are not applied here; merge them into the model first"
+            " (merge_and_unload of peft), or name the folder of the model without them"
+        )
+    content = _read_object(folder / CONFIG_FILE)
+    if content is None:
+        raise ConfigError(f"{folder}: holds no {CONFIG_FILE}; name the folder of a Hugging Face model")
     return content
+
+
+def read_generation(folder: Path) -> Mapping[str, Any]:
+    """Read by what the output of a model begins and ends, and how it is chosen.
+
+    Args:
+        folder: A model's folder.
+
+    Returns:
+        `token_ids`: the special ids in `config.json`; `generation_config`: the content of `generation_config.json`.
+        Empty where there is no such file.
+
+    Raises:
+        ConfigError: If a file is no JSON object, or a special id no id.
+    """
+    config, generation = (_read_object(folder / name) or {} for name in (CONFIG_FILE, GENERATION_FILE))
+    problems = [
+        f"{folder / file}: {name} is {content[name]!r}, not an id or a list of ids; download the file again"
+        for file, content in ((CONFIG_FILE, config), (GENERATION_FILE, generation))
+        for name in _TOKEN_IDS
+        if name in content and not _are_ids(content[name])
+    ]
+    if problems:
+        raise ConfigError(*problems)
+    token_ids = {name: config[name] for name in _TOKEN_IDS if name in config}
+    return {"token_ids": token_ids, "generation_config": generation}
 
 
 def model_keys_of(config: Mapping[str, Any], *, origin: str) -> Mapping[str, Any]:
@@ -76,39 +93,43 @@ def model_keys_of(config: Mapping[str, Any], *, origin: str) -> Mapping[str, Any
             lists everything.
     """
     model_type = config.get("model_type")
-    if model_type not in _MODEL_TYPES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError(
-            f"{origin}: model_type is {model_type!r}; take a model of one of the types {', '.join(_MODEL_TYPES)}"
+            f"{origin}: model_type is {model_type!r}; take a model of one of the types {', '.join(FAMILIES)}"
         )
-    problems = [f"{origin}: {problem}" for problem in _not_supported(config)]
-    problems += [
-        f"{origin}: {name}: {config.get(name)!r} is no whole number above 0; download the file again"
-        for name in _SIZES.values()
-        if not isinstance(config.get(name), int) or config[name] <= 0
-    ]
-    if problems:
-        raise ConfigError(*problems)
-    keys = {key: config[name] for key, name in _SIZES.items()}
-    window = sliding_window_of(config)
-    if window is not None:
-        keys["max_position_embeddings"] = min(window, keys["max_position_embeddings"])
-    rotary = _rotary(config)
+    problems = unavailable(config)
+    values = read_values(config, problems=problems)
+    rope = rope_settings(config, problems=problems) if "max_position_embeddings" in values else None
+    if not problems:
+        problems = _bad_heads(
+            values, model_type=model_type, is_scaled=rope is not None and rope.llama3_factor is not None
+        )
+    if problems or rope is None:
+        raise ConfigError(*(f"{origin}: {problem}" for problem in problems))
+    heads, window = values["num_attention_heads"], values["sliding_window"]
+    deviation: Any = config.get("initializer_range")
     return {
-        **keys,
-        "num_query_groups": config.get("num_key_value_heads") or config["num_attention_heads"],
-        "kv_channels": _head_width(config),
+        "num_layers": values["num_hidden_layers"],
+        "hidden_size": values["hidden_size"],
+        "ffn_hidden_size": values["intermediate_size"],
+        "num_attention_heads": heads,
+        "max_position_embeddings": min(window or math.inf, values["max_position_embeddings"]),
+        "vocab_size": values["vocab_size"],
+        "num_query_groups": values["num_key_value_heads"] or heads,
+        "kv_channels": _head_width(values),
         "position_embedding_type": "rope",
-        "rotary_base": float(rotary.get("rope_theta") or config.get("rope_theta") or _ROTARY_BASE),
-        "use_rope_scaling": _rope_type(rotary) == "llama3",
-        **({"rope_scaling_factor": float(rotary["factor"])} if _rope_type(rotary) == "llama3" else {}),
+        "rotary_base": rope.theta,
+        "use_rope_scaling": rope.llama3_factor is not None,
+        **({} if rope.llama3_factor is None else {"rope_scaling_factor": rope.llama3_factor}),
         "normalization": "RMSNorm",
-        "norm_epsilon": float(config.get("rms_norm_eps") or _EPSILON),
+        "norm_epsilon": float(values["rms_norm_eps"]),
         "swiglu": True,
         "add_bias_linear": False,
-        "add_qkv_bias": model_type == "qwen2" or (model_type == "qwen3" and bool(config.get("attention_bias"))),
+        "add_qkv_bias": model_type == "qwen2" or (model_type == "qwen3" and values["attention_bias"]),
         "qk_layernorm": model_type == "qwen3",
-        "untie_embeddings_and_output_weights": not config.get("tie_word_embeddings", False),
-        "init_method_std": float(config.get("initializer_range") or 0.02),
+        "untie_embeddings_and_output_weights": not values["tie_word_embeddings"],
+        # No weight of a pretrained model is drawn, so whatever stands there does no harm.
+        "init_method_std": float(deviation) if POSITIVE.accepts(deviation) else _INIT_STD,
     }
 
 
@@ -126,60 +147,50 @@ def sliding_window_of(config: Mapping[str, Any]) -> int | None:
         4096
         >>> sliding_window_of({"model_type": "qwen2", "sliding_window": 131072, "use_sliding_window": False})
     """
-    model_type = config.get("model_type")
-    is_windowed = model_type == "mistral" or (model_type in {"qwen2", "qwen3"} and config.get("use_sliding_window"))
-    window = config.get("sliding_window", _WINDOW) if is_windowed else None
-    return None if window is None else int(window)
+    window: int | None = read_values(config, problems=[]).get("sliding_window")
+    return window
 
 
-def _head_width(config: Mapping[str, Any]) -> int:
-    fallback = _QWEN3_HEAD_WIDTH if config["model_type"] == "qwen3" else None
-    # Qwen2's class reads it, too, where it is given.
-    width = config.get("head_dim") or fallback or config["hidden_size"] // config["num_attention_heads"]
-    return int(width)
+def _head_width(values: Mapping[str, Any]) -> int:
+    return int(values["head_dim"] or values["hidden_size"] // values["num_attention_heads"])
 
 
-def _rotary(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The rotary settings under their new name or their old one."""
-    settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return settings if isinstance(settings, dict) else {}
-
-
-def _rope_type(rotary: Mapping[str, Any]) -> str:
-    return str(rotary.get("rope_type") or rotary.get("type") or "default")
-
-
-def _not_supported(config: Mapping[str, Any]) -> list[str]:
-    """What a model of the family may have, and GPTModel as it is built here has not."""
-    fixed = {
-        "hidden_act": ("silu", "gated SiLU is the MLP's only activation"),
-        "mlp_bias": (False, "the linear layers of the MLP have no bias"),
-        "partial_rotary_factor": (1.0, "rotary positions turn whole heads"),
-    }
-    if config["model_type"] == "llama":
-        fixed["attention_bias"] = (False, "Llama's output projection would have one, which GPTModel has not")
-    advice = "take another model"
-    problems = [
-        f"{name} is {config[name]!r}, and {why}; {advice}"
-        for name, (value, why) in fixed.items()
-        if config.get(name) is not None and config[name] != value
-    ]
-    if config.get("quantization_config"):
-        problems.append("quantization_config: the weights are quantized; take the model's folder with full weights")
-    rotary = _rotary(config)
-    rope_type = _rope_type(rotary)
-    if rotary.get("partial_rotary_factor", 1.0) != 1.0:
-        problems.append(f"partial_rotary_factor is not 1, and {fixed['partial_rotary_factor'][1]}; {advice}")
-    if rope_type not in {"default", "llama3"}:
+def _bad_heads(values: Mapping[str, Any], *, model_type: str, is_scaled: bool) -> list[str]:
+    """What is wrong with numbers that are right one by one."""
+    hidden, heads, groups = (values[name] for name in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
+    problems = []
+    if groups is not None and heads % groups:
         problems.append(
-            f"rope_type is {rope_type!r}, and only default and llama3 are available; take the settings of the"
-            " unstretched context (remove rope_scaling), if the model was trained with them"
+            f"num_key_value_heads is {groups}, which does not divide num_attention_heads, {heads}; download the file"
+            " again"
         )
-    elif rope_type == "llama3":
-        wrong = {name: rotary.get(name) for name, value in LLAMA3_ROPE.items() if rotary.get(name) != value}
-        problems += [
-            f"{name} is {value!r}, and Megatron fixes {LLAMA3_ROPE[name]:g}; {advice}" for name, value in wrong.items()
-        ]
-        if not isinstance(rotary.get("factor"), int | float):
-            problems.append("factor: is missing in the rotary scaling; download the file again")
+    if _head_width(values) % 2:
+        problems.append(
+            f"head_dim is {_head_width(values)}, and rotary positions turn pairs, so it has to be even; take another"
+            " model"
+        )
+    # Older readers ignore a scaling in a Mistral, so it is exported as the Llama that it is.
+    if hidden % heads and (model_type == "llama" or (model_type == "mistral" and is_scaled)):
+        problems.append(
+            f"hidden_size is {hidden}, no multiple of num_attention_heads, {heads}, which LlamaForCausalLM needs; take"
+            " another model"
+        )
     return problems
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None if there is no such file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as exc:
+        raise ConfigError(f"{path}: cannot be read ({exc}); download it again") from exc
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: is no JSON object; download it again")
+    return content
+
+
+def _are_ids(value: object) -> bool:
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    return all(isinstance(each, int) and not isinstance(each, bool) for each in ids)

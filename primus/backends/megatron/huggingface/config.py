@@ -9,7 +9,7 @@ base without a word, and the model would run, badly.
 from typing import Any
 
 from primus.backends.megatron.planning.parameter_count import HeadLayout
-from primus.config.hugging_face import LLAMA3_ROPE
+from primus.config.hugging_face_rope import LLAMA3_ROPE
 from primus.config.schema import ModelKeys
 from primus.errors import CheckpointError
 
