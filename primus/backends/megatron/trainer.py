@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from primus.backends.megatron.agreement.facts import require_same
 from primus.backends.megatron.agreement.failures import on_all_ranks, on_unconnected_ranks
@@ -29,7 +30,7 @@ from primus.backends.megatron.reporting.run_page import write_run_page
 from primus.backends.megatron.reporting.wandb_curves import require_wandb
 from primus.backends.megatron.training_result import TrainingResult
 from primus.backends.megatron.training_run import TrainingRun
-from primus.config.hugging_face import read_hugging_face_config
+from primus.config.hugging_face import read_generation, read_hugging_face_config
 from primus.config.schema import ModelKeys, TrainConfig, TrainerConfig
 from primus.errors import ConfigError, TrainingError
 from primus.sft.formatters import TEMPLATE, read_templates
@@ -236,23 +237,24 @@ def _with_rows_of(start: Start, trainer: TrainerConfig) -> TrainerConfig:
     return trainer.model_copy(update={"vocab_size": read_run(start.folder).vocab_size})
 
 
-def _pretrained(start: Start, trainer: TrainerConfig) -> tuple[str | None, str | None]:
-    """Which Hugging Face model the weights began as, and of which family."""
+def _pretrained(start: Start, trainer: TrainerConfig) -> dict[str, Any]:
+    """Facts of the Hugging Face model that the weights began as."""
     if start.folder is not None:
         saved = read_run(start.folder)
         # What another run has trained is that model no longer.
         is_same = start.continues is not None or saved.iteration == 0
-        return saved.hf_path if is_same else None, saved.model_type
+        hf_path = saved.hf_path if is_same else None
+        return {"hf_path": hf_path, "model_type": saved.model_type, "generation": saved.generation}
     if trainer.hf_path is None:
-        return None, None
+        return {}
     folder = Path(trainer.hf_path)
-    return str(folder.resolve()), read_hugging_face_config(folder).get("model_type")
+    model_type = read_hugging_face_config(folder).get("model_type")
+    return {"hf_path": str(folder.resolve()), "model_type": model_type, "generation": read_generation(folder)}
 
 
 def _run_facts(
     start: Start, trainer: TrainerConfig, *, vocabulary: Vocabulary, tokenizer: TokenizerFacts, train: BatchSource
 ) -> RunFacts:
-    hf_path, model_type = _pretrained(start, trainer)
     return RunFacts(
         iteration=0,
         consumed_samples=0,
@@ -273,6 +275,5 @@ def _run_facts(
         sft_packing=trainer.packing,
         tokenizer_fingerprint=tokenizer.fingerprint,
         lora=trainer.lora if trainer.lora.enabled else None,
-        hf_path=hf_path,
-        model_type=model_type,
+        **_pretrained(start, trainer),
     )

@@ -102,12 +102,13 @@ def _token_text(token: Any) -> str | None:
 
 def _auto(source: str) -> SFTTokenizer:
     # transformers takes seconds to import, and tokenizer.json and .model files do without it.
+    from huggingface_hub.errors import StrictDataclassError  # noqa: PLC0415
     from transformers import AutoTokenizer  # noqa: PLC0415
 
     try:
         # Left to its default, a tokenizer that comes with code of its own makes transformers ask on the terminal.
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as exc:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, StrictDataclassError) as exc:
         reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
         raise TokenizerError(
             f"{source}: AutoTokenizer can't load it ({reason}); name a folder, a tokenizer.json or a .model file"

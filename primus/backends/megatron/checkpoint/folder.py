@@ -79,6 +79,8 @@ class RunFacts:
     """The Hugging Face folder that the run started from."""
     model_type: str | None = None
     """The family of the pretrained model, in Hugging Face's words."""
+    generation: Mapping[str, Any] | None = None
+    """How that model's output ends and is chosen, as `read_generation` gives it; None if it is not known."""
     owes_evaluation: bool = False
     """Whether a signal came before the evaluation that was due after the step."""
 

@@ -6,6 +6,7 @@ The rotary settings are written twice: as `rope_parameters`, which transformers 
 base without a word, and the model would run, badly.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from primus.backends.megatron.planning.parameter_count import HeadLayout
@@ -74,7 +75,7 @@ def model_config(
 
 
 def special_token_ids(
-    *, bos_id: int | None, eos_id: int | None, end_of_turn_id: int | None, pad_id: int
+    *, bos_id: int | None, eos_id: int | None, end_of_turn_id: int | None, pad_id: int, other_ends: Sequence[int] = ()
 ) -> dict[str, Any]:
     """The ids by which a model's output begins, ends and is filled up.
 
@@ -84,16 +85,17 @@ def special_token_ids(
         end_of_turn_id: The token that ends an assistant turn, which is what the model was trained to stop with; None
             if the format's marker is several tokens.
         pad_id: What fills shorter rows of a batch.
+        other_ends: Tokens at which the pretrained model stopped.
 
     Returns:
-        `bos_token_id`, `eos_token_id` and `pad_token_id`. Generation ends at the end-of-turn token and, where that is
-        another token, at EOS, which a pretrained model may still write.
+        `bos_token_id`, `eos_token_id` and `pad_token_id`. Generation ends at the end-of-turn token and, where those are
+        others, at EOS and where the pretrained model ended, for it may still write them.
 
     Examples:
         >>> special_token_ids(bos_id=None, eos_id=1, end_of_turn_id=7, pad_id=1)
         {'bos_token_id': None, 'eos_token_id': [7, 1], 'pad_token_id': 1}
     """
-    ends = list(dict.fromkeys(end for end in (end_of_turn_id, eos_id) if end is not None))
+    ends = list(dict.fromkeys(end for end in (end_of_turn_id, eos_id, *other_ends) if end is not None))
     return {
         "bos_token_id": bos_id,
         "eos_token_id": ends[0] if len(ends) == 1 else ends or None,

@@ -29,14 +29,15 @@ from primus.backends.megatron.huggingface.tokenizer import (
     chat_template,
     copy_tokenizer,
     end_of_turn,
+    load_fitting,
     write_tokenizer,
 )
 from primus.backends.megatron.huggingface.weights import MODEL_PREFIXES, ModelShape, to_hugging_face
 from primus.backends.megatron.lora.adapter import MARK
 from primus.backends.megatron.lora.stored_adapters import StoredAdapters, write_peft
-from primus.config.hugging_face import CONFIG_FILE
+from primus.config.hugging_face import CONFIG_FILE, GENERATION_FILE, read_generation
 from primus.errors import CheckpointError, TokenizerError
-from primus.sft.tokenizer import SFTTokenizer, load_tokenizer
+from primus.sft.tokenizer import SFTTokenizer
 from primus.sft.tokenizer.chat_templates import DEFAULT
 
 logger = logging.getLogger(__name__)
@@ -72,8 +73,9 @@ def export_hf(
     check_output(output, force=force)
     folder = find_checkpoint(checkpoint)
     run = read_run(folder)
+    source = tokenizer or run.tokenizer_model
     with written_beside(output) as unfinished:
-        token_ids, generation = _write_tokenizer(unfinished, run=run, source=tokenizer or run.tokenizer_model)
+        token_ids, generation = _write_tokenizer(unfinished, run=run, source=source)
         stored = StoredWeights(folder, prefixes=MODEL_PREFIXES)
         if adapter_only:
             write_peft(stored, run, output=unfinished)
@@ -86,7 +88,7 @@ def export_hf(
                 model_type=run.model_type,
             )
             _write_json(unfinished / CONFIG_FILE, config)
-            _write_json(unfinished / "generation_config.json", generation)
+            _write_json(unfinished / GENERATION_FILE, generation)
             _write_weights(folder, stored, output=unfinished, run=run)
 
 
@@ -94,14 +96,18 @@ def _write_tokenizer(output: Path, *, run: RunFacts, source: str) -> tuple[dict[
     """Write the tokenizer; give the special ids, and the generation configuration that goes with it."""
     tokenizer = _load_tokenizer(source, run=run)
     if run.sft_conversation_format == UNTRAINED:
-        copy_tokenizer(source, output=output)
-        return _of_pretrained(Path(source), tokenizer=tokenizer)
+        copy_tokenizer(source, output=output, tokenizer=tokenizer)
+        return _of_pretrained(run, tokenizer=tokenizer, source=source)
     templates = run.chat_templates or {DEFAULT: chat_template(run.sft_conversation_format, add_bos=run.add_bos)}
     write_tokenizer(source, output=output, tokenizer=tokenizer, templates=templates)
     marker = end_of_turn(run.sft_conversation_format, tokenizer=tokenizer, templates=templates)
     end_of_turn_id = tokenizer.control_tokens.get(marker)
     token_ids = special_token_ids(
-        bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, end_of_turn_id=end_of_turn_id, pad_id=tokenizer.pad_id
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        end_of_turn_id=end_of_turn_id,
+        pad_id=tokenizer.pad_id,
+        other_ends=_ends_of_pretrained(run, tokenizer=tokenizer),
     )
     stop_strings = (marker,) if marker and end_of_turn_id is None else ()
     if stop_strings:
@@ -115,14 +121,9 @@ def _load_tokenizer(source: str, *, run: RunFacts) -> SFTTokenizer:
     if not source:
         raise TokenizerError("--tokenizer: is not given, and the model was imported without a tokenizer; name one")
     try:
-        tokenizer = load_tokenizer(source)
+        tokenizer = load_fitting(source, vocab_size=run.vocab_size)
     except TokenizerError as exc:
         raise TokenizerError(f"{exc}; --tokenizer names one that has moved since training") from exc
-    if tokenizer.vocab_size > run.vocab_size:
-        raise CheckpointError(
-            f"{source}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model's embedding has "
-            f"{run.vocab_size} rows; pass the tokenizer that the model was trained with"
-        )
     if run.tokenizer_fingerprint and tokenizer.fingerprint != run.tokenizer_fingerprint:
         raise CheckpointError(
             f"{source}: the tokenizer gives other ids than the one of training (fingerprint {tokenizer.fingerprint},"
@@ -131,18 +132,36 @@ def _load_tokenizer(source: str, *, run: RunFacts) -> SFTTokenizer:
     return tokenizer
 
 
-def _of_pretrained(source: Path, *, tokenizer: SFTTokenizer) -> tuple[dict[str, Any], dict[str, Any]]:
+def _of_pretrained(run: RunFacts, *, tokenizer: SFTTokenizer, source: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The special ids and the generation configuration of a model that was not trained here: its own."""
-    documents = []
-    for name in (CONFIG_FILE, "generation_config.json"):
-        path = source / name
-        documents.append(json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
-    config, generation = documents
+    own = run.generation
+    if own is None:  # of a checkpoint that was imported before they were kept
+        folders = [Path(name) for name in (run.hf_path, source) if name and Path(name).is_dir()]
+        own = read_generation(folders[0]) if folders else {"token_ids": {}, "generation_config": {}}
     token_ids = special_token_ids(
         bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, end_of_turn_id=None, pad_id=tokenizer.pad_id
     )
-    token_ids = {name: config.get(name, value) for name, value in token_ids.items()}
-    return token_ids, generation or generation_config(token_ids=token_ids, stop_strings=())
+    token_ids |= own["token_ids"]
+    return token_ids, own["generation_config"] or generation_config(token_ids=token_ids, stop_strings=())
+
+
+def _ends_of_pretrained(run: RunFacts, *, tokenizer: SFTTokenizer) -> list[int]:
+    """Where the model stopped before it was trained, as far as that is no text to the tokenizer that it has now."""
+    documents = () if run.generation is None else (run.generation["generation_config"], run.generation["token_ids"])
+    ends: list[int] = []
+    for document in documents:
+        value = document.get("eos_token_id")
+        ends += value if isinstance(value, list) else [] if value is None else [value]
+    control_ids = set(tokenizer.control_tokens.values())
+    text_ids = sorted(set(ends) - control_ids)
+    if text_ids:
+        logger.warning(
+            "%s: the pretrained model stopped at the ids %s, which are no control tokens here, so answers do not end"
+            " there",
+            tokenizer.name,
+            text_ids,
+        )
+    return [end for end in ends if end in control_ids]
 
 
 def _write_weights(folder: Path, stored: StoredWeights, *, output: Path, run: RunFacts) -> None:

@@ -25,12 +25,13 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from primus.backends.megatron.checkpoint.folder import LATEST_FILE, RunFacts, begin_folder, finish_folder
 from primus.backends.megatron.huggingface.model_folder import ModelFolder
 from primus.backends.megatron.huggingface.pretrained_weights import LAYERS, PretrainedWeights, rows_at_once
-from primus.backends.megatron.huggingface.tokenizer import UNTRAINED
+from primus.backends.megatron.huggingface.tokenizer import UNTRAINED, load_fitting
 from primus.backends.megatron.planning.parameter_count import padded_vocab_size
 from primus.config.hugging_face import (
     CONFIG_FILE,
     TOKENIZER_FILES,
     model_keys_of,
+    read_generation,
     read_hugging_face_config,
     sliding_window_of,
 )
@@ -62,17 +63,22 @@ def import_hf(source: Path, *, output: Path, tokenizer: str | None = None) -> Pa
         The folder of the checkpoint. It has its name only once everything is in it.
 
     Raises:
-        ConfigError: If `config.json` is missing or of a model that GPTModel cannot compute.
-        CheckpointError: If the weights are missing, damaged or not those of `config.json`, or `output` has
-            checkpoints already or cannot be written.
+        ConfigError: If `config.json` is missing or of a model that GPTModel cannot compute, or
+            `generation_config.json` is damaged.
+        TokenizerError: If the tokenizer cannot be loaded.
+        CheckpointError: If the weights are missing, damaged or not those of `config.json`, the tokenizer has more ids
+            than the embedding has rows, or `output` has checkpoints already or cannot be written.
     """
     check_import_output(output)
     config = read_hugging_face_config(source)
     model = ModelKeys(**model_keys_of(config, origin=str(source / CONFIG_FILE)))
     assert model.vocab_size is not None, "one of the keys of config.json"
     weights = PretrainedWeights(ModelFolder(source), model, vocab_size=model.vocab_size)
+    generation = read_generation(source)
     _warn_of_window(source, sliding_window_of(config))
-    has_tokenizer = any((source / name).is_file() for name in TOKENIZER_FILES)
+    tokenizer = _tokenizer_of(source) if tokenizer is None else tokenizer
+    if tokenizer:
+        load_fitting(tokenizer, vocab_size=model.vocab_size)
     padded = padded_vocab_size(model.vocab_size, divisible_by=model.make_vocab_size_divisible_by, tensor_parallel=1)
     try:
         partial = begin_folder(output, 0)
@@ -87,7 +93,8 @@ def import_hf(source: Path, *, output: Path, tokenizer: str | None = None) -> Pa
                 model=model,
                 vocab_size=model.vocab_size,
                 padded_vocab_size=padded,
-                tokenizer_model=tokenizer or (str(source.resolve()) if has_tokenizer else ""),
+                # It may be exported from another folder.
+                tokenizer_model=str(Path(tokenizer).resolve()) if tokenizer and Path(tokenizer).exists() else tokenizer,
                 sft_conversation_format=UNTRAINED,
                 add_bos=False,
                 params_dtype=_name_of_type(weights),
@@ -98,6 +105,7 @@ def import_hf(source: Path, *, output: Path, tokenizer: str | None = None) -> Pa
                 sft_length_bucket=0,
                 hf_path=str(source.resolve()),
                 model_type=str(config["model_type"]),
+                generation=generation,
             ),
         )
     except (OSError, CheckpointException) as exc:
@@ -123,6 +131,11 @@ def check_import_output(output: Path) -> None:
         raise CheckpointError(f"{output}: is a file; name a folder")
     if (output / LATEST_FILE).exists():
         raise CheckpointError(f"{output}: has checkpoints already; name another folder")
+
+
+def _tokenizer_of(source: Path) -> str:
+    """The model's own tokenizer; empty if it has none."""
+    return str(source) if any((source / name).is_file() for name in TOKENIZER_FILES) else ""
 
 
 def _warn_of_window(source: Path, window: int | None) -> None:

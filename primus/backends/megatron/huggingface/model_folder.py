@@ -86,13 +86,13 @@ class ModelFolder:
 
 def _files(folder: Path) -> list[Path]:
     """The files that hold the weights."""
-    index = folder / _INDEX
-    if index.is_file():
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise CheckpointError(f"{index}: cannot be read ({exc}); download it again") from exc
-        files = [folder / str(name) for name in sorted(names)]
+    if (folder / _INDEX).is_file():
+        names = _names_in(folder / _INDEX)
+        if names != [_SINGLE] and (folder / _SINGLE).is_file():  # transformers takes the one, other readers the others
+            raise CheckpointError(
+                f"{folder}: holds {_SINGLE} and {_INDEX}, which names other files ({names[0]}); delete what is stale"
+            )
+        files = [folder / name for name in names]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise CheckpointError(
@@ -108,6 +108,20 @@ def _files(folder: Path) -> list[Path]:
             " as safetensors: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OTHER)"
         )
     raise CheckpointError(f"{folder}: holds no {_SINGLE} and no {_INDEX}; name the folder of a Hugging Face model")
+
+
+def _names_in(index: Path) -> list[str]:
+    """The files that an index names, all of them beside it."""
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise CheckpointError(f"{index}: cannot be read ({exc}); download it again") from exc
+    wrong = [name for name in names if not isinstance(name, str) or Path(name).name != name or name in ("", "..")]
+    if wrong or not names:
+        raise CheckpointError(
+            f"{index}: names {repr(wrong[0]) if wrong else 'no file'}, not files of its folder; download it again"
+        )
+    return sorted(names)
 
 
 def _weights_of(path: Path) -> dict[str, StoredWeight]:

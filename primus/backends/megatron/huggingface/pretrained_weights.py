@@ -6,6 +6,7 @@ Legend as in `weights.py`.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from primus.backends.megatron.huggingface.model_folder import ModelFolder
 from primus.backends.megatron.huggingface.weights import ModelShape, Rows, overlapping, rows_of
 from primus.backends.megatron.planning.parameter_count import HeadLayout
+from primus.config.hugging_face import read_generation
 from primus.config.schema import ModelKeys, TrainerConfig
 from primus.errors import CheckpointError
 
@@ -83,7 +85,11 @@ class PretrainedWeights:
         self.num_layers = model.num_layers
         self._folder = folder
         self._shape = ModelShape.of(model, vocab_size=vocab_size)
-        self._check(tied=not model.untie_embeddings_and_output_weights)
+        tied = not model.untie_embeddings_and_output_weights
+        # The one matrix of a tied model may have either name.
+        has_other_name = tied and _EMBEDDING not in folder.weights and _LM_HEAD in folder.weights
+        self._embedding = _LM_HEAD if has_other_name else _EMBEDDING
+        self._check(tied=tied)
 
     def dtype_of(self, name: str) -> torch.dtype:
         """The type that holds a weight exactly, in all layers.
@@ -116,10 +122,13 @@ class PretrainedWeights:
 
         Returns:
             The part, not shared with anything.
+
+        Raises:
+            CheckpointError: If the file is damaged, or one of the numbers is NaN or infinite.
         """
-        rows = rows_of(_with_layer(name, layer), shape=self._shape)
+        rows = self._rows(name, layer)
         dtype = self.dtype_of(name)
-        parts = [self._folder.read(part, columns).to(dtype) for part in overlapping(rows, start, stop)]
+        parts = [self._finite(part, columns).to(dtype) for part in overlapping(rows, start, stop)]
         num_found = sum(len(part) for part in parts)
         if num_found < stop - start:
             width = self.shapes[name][1:]
@@ -129,7 +138,21 @@ class PretrainedWeights:
 
     def _all_rows(self, name: str) -> Sequence[Rows]:
         layers = range(self.num_layers) if name.startswith(LAYERS) else [None]
-        return [rows for layer in layers for rows in rows_of(_with_layer(name, layer), shape=self._shape)]
+        return [rows for layer in layers for rows in self._rows(name, layer)]
+
+    def _rows(self, name: str, layer: int | None) -> list[Rows]:
+        """Where a weight is in the folder."""
+        rows = rows_of(_with_layer(name, layer), shape=self._shape)
+        return [replace(part, name=self._embedding) if part.name == _EMBEDDING else part for part in rows]
+
+    def _finite(self, rows: Rows, columns: slice) -> Tensor:
+        part = self._folder.read(rows, columns)
+        if part.numel() and not all(bound.isfinite() for bound in part.aminmax()):
+            raise CheckpointError(
+                f"{self._folder.weights[rows.name].path}: {rows.name} has numbers that are NaN or infinite; download"
+                " the file again, or take another model"
+            )
+        return part
 
     def _check(self, *, tied: bool) -> None:
         expected: dict[str, tuple[int, ...]] = {}
@@ -169,7 +192,7 @@ class PretrainedWeights:
         for start in range(0, num_rows, _ROWS_AT_ONCE):
             stop = min(start + _ROWS_AT_ONCE, num_rows)
             head, embedding = (self._folder.read(Rows(each, start, stop)) for each in (name, _EMBEDDING))
-            if not torch.equal(head, embedding):
+            if not _same_bits(head, embedding):
                 raise CheckpointError(
                     f"{self._folder.path}: config.json ties the embedding and the output layer, and {_LM_HEAD} is not"
                     " the embedding; set tie_word_embeddings to false there, if that is what was trained"
@@ -185,8 +208,10 @@ def check_pretrained(trainer: TrainerConfig) -> None:
 
     Raises:
         CheckpointError: If the folder that `hf_path` names lacks weights, or has others.
+        ConfigError: If its generation configuration is damaged, which an export would need.
     """
     if trainer.hf_path is not None and trainer.vocab_size is not None:
+        read_generation(Path(trainer.hf_path))
         PretrainedWeights(ModelFolder(Path(trainer.hf_path)), trainer, vocab_size=trainer.vocab_size)
 
 
@@ -206,6 +231,12 @@ def rows_at_once(shape: Sequence[int], *, itemsize: int, most_bytes: int) -> int
         2
     """
     return max(1, most_bytes // max(1, math.prod(shape[1:]) * itemsize))
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same numbers, NaN included, in whatever type."""
+    dtype = torch.promote_types(one.dtype, other.dtype)
+    return torch.equal(*(each.to(dtype).contiguous().view(torch.uint8) for each in (one, other)))
 
 
 def _with_layer(name: str, layer: int | None) -> str:

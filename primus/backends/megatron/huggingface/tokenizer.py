@@ -11,9 +11,9 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import primus.sft.formatters
-from primus.errors import TokenizerError
+from primus.errors import CheckpointError, TokenizerError
 from primus.sft.formatters import IM_END, NAMED_FORMATTERS, TEMPLATE, TemplateFormatter
-from primus.sft.tokenizer import SFTTokenizer
+from primus.sft.tokenizer import SFTTokenizer, load_tokenizer
 from primus.sft.tokenizer.chat_templates import DEFAULT, templates_of
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,10 @@ _FILES = (
     "tokenizer_config.json",
 )
 _TEMPLATE_FILE, _TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
+_NO_EXACT_FORM = (
+    "{source}: a SentencePiece model has no exact form in transformers; pass --tokenizer FOLDER, a Hugging Face"
+    " tokenizer with the same vocabulary"
+)
 _PROBE = (
     {"role": "user", "content": "Hello, it's 12345 o'clock.\n\n caf\u00e9 \u4f60\u597d \U0001f44d"},
     {"role": "assistant", "content": "Yes."},
@@ -86,10 +90,7 @@ def write_tokenizer(source: str, *, output: Path, tokenizer: SFTTokenizer, templ
             if (path / name).exists():
                 shutil.copyfile(path / name, output / name)
     elif path.suffix == ".model" or (path.is_dir() and not (path / "tokenizer.json").exists()):
-        raise TokenizerError(
-            f"{source}: a SentencePiece model has no exact form in transformers; pass --tokenizer FOLDER, a Hugging"
-            " Face tokenizer with the same vocabulary"
-        )
+        raise TokenizerError(_NO_EXACT_FORM.format(source=source))
     elif path.exists():
         _save_bare(path / "tokenizer.json" if path.is_dir() else path, output=output, tokenizer=tokenizer)
     else:
@@ -104,16 +105,45 @@ def write_tokenizer(source: str, *, output: Path, tokenizer: SFTTokenizer, templ
     _check(output, tokenizer=tokenizer, templates=templates)
 
 
-def copy_tokenizer(source: str, *, output: Path) -> None:
+def load_fitting(source: str, *, vocab_size: int) -> SFTTokenizer:
+    """Load a tokenizer, each of whose ids has a row in the embedding.
+
+    Args:
+        source: A folder, a file, or a name for `AutoTokenizer`.
+        vocab_size: Rows of the embedding that stand for a token.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        TokenizerError: If it cannot be loaded.
+        CheckpointError: If it has more ids than there are rows.
+    """
+    tokenizer = load_tokenizer(source)
+    if tokenizer.vocab_size > vocab_size:
+        raise CheckpointError(
+            f"{source}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model's embedding has "
+            f"{vocab_size} rows; pass the tokenizer that the model was trained with"
+        )
+    return tokenizer
+
+
+def copy_tokenizer(source: str, *, output: Path, tokenizer: SFTTokenizer) -> None:
     """Copy the tokenizer of a model that was not trained here, with whatever chat template it has.
 
     Args:
         source: A folder, a `tokenizer.json`, or a name for `AutoTokenizer`.
         output: The folder, which exists.
+        tokenizer: The same tokenizer.
+
+    Raises:
+        TokenizerError: If the source is a SentencePiece file.
     """
     path = Path(source)
+    if path.is_file() and path.suffix == ".model":
+        raise TokenizerError(_NO_EXACT_FORM.format(source=source))
     if path.is_file():
-        shutil.copyfile(path, output / path.name)
+        _save_bare(path, output=output, tokenizer=tokenizer)
     elif not path.is_dir():
         AutoTokenizer.from_pretrained(source).save_pretrained(output)
     else:
