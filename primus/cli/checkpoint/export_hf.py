@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--adapter", action="store_true", help="write the adapters by themselves, for peft, not merged into a model"
     )
-    parser.add_argument("--force", action="store_true", help="replace an earlier export in DIR")
+    parser.add_argument("--force", action="store_true", help="replace an earlier export in DIR, and nothing else")
     parser.add_argument("--verbose", action="store_true", help="log more, warnings of libraries included")
     options = parser.parse(arguments)
     set_up_logging(verbose=options.verbose)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from primus.backends.megatron.checkpoint.folder import RunFacts, find_checkpoint, read_run
 from primus.backends.megatron.huggingface.config import generation_config, model_config, special_token_ids
-from primus.backends.megatron.huggingface.export_folder import check_output, written_beside
+from primus.backends.megatron.huggingface.export_folder import check_output, keep_sources, written_beside
 from primus.backends.megatron.huggingface.safetensors_file import TensorSpec, write_safetensors
 from primus.backends.megatron.huggingface.stored_weights import StoredPart, StoredWeights
 from primus.backends.megatron.huggingface.tokenizer import (
@@ -60,20 +60,21 @@ def export_hf(
 
     Args:
         checkpoint: An `iter_*` folder, or the folder of a run's checkpoints, whose newest one is taken.
-        output: The folder to write. It appears under its name when it is complete.
+        output: The folder to write. Nothing is in it before everything is complete.
         tokenizer: The tokenizer's folder, file or name, if it is no longer where training found it.
         force: Replace an earlier export.
         adapter_only: Write the adapters by themselves, for `peft`, with the tokenizer and no model.
 
     Raises:
         CheckpointError: If the checkpoint cannot be read, it has no adapters and `adapter_only` is on, or `output` is
-            not empty, unless it is an export and `force` is on.
+            not empty, unless it is an export and `force` is on, or holds what the run was made from.
         TokenizerError: If the tokenizer cannot be loaded, or cannot be written for `transformers`.
     """
     check_output(output, force=force)
     folder = find_checkpoint(checkpoint)
     run = read_run(folder)
     source = tokenizer or run.tokenizer_model
+    keep_sources(output, sources=[folder, *(Path(name) for name in (source, run.hf_path) if name)])
     with written_beside(output) as unfinished:
         token_ids, generation = _write_tokenizer(unfinished, run=run, source=source)
         stored = StoredWeights(folder, prefixes=MODEL_PREFIXES)

@@ -251,7 +251,7 @@ def test_a_folder_that_is_not_empty_is_left_alone(saved: Path, tmp_path: Path) -
     (tmp_path / "mine").write_text("precious")
     with pytest.raises(CheckpointError, match=r"the folder is not empty; name another one, or pass --force"):
         export_hf(saved, output=tmp_path)
-    with pytest.raises(CheckpointError, match=r"holds no config.json, so --force does not replace it"):
+    with pytest.raises(CheckpointError, match=r"is no export \(it has no \.primus-export\), so --force does not"):
         export_hf(saved, output=tmp_path, force=True)
     with pytest.raises(CheckpointError, match=r"mine: is a file; name a folder"):
         export_hf(saved, output=tmp_path / "mine")
