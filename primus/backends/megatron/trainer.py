@@ -241,8 +241,8 @@ def _pretrained(start: Start, trainer: TrainerConfig) -> dict[str, Any]:
     """Facts of the Hugging Face model that the weights began as."""
     if start.folder is not None:
         saved = read_run(start.folder)
-        # What another run has trained is that model no longer.
-        is_same = start.continues is not None or saved.iteration == 0
+        # What another run has trained is that model no longer; beneath adapters it still is.
+        is_same = start.continues is not None or saved.iteration == 0 or saved.lora is not None
         hf_path = saved.hf_path if is_same else None
         return {"hf_path": hf_path, "model_type": saved.model_type, "generation": saved.generation}
     if trainer.hf_path is None:

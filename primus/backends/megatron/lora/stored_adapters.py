@@ -6,6 +6,7 @@ rows of B.
 """
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ from primus.config.schema import LoraConfig
 from primus.errors import CheckpointError
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+logger = logging.getLogger("primus")
+
 _PREFIX = "base_model.model."
 
 
@@ -88,6 +91,8 @@ class StoredAdapters:
 def write_peft(stored: StoredWeights, run: RunFacts, *, output: Path) -> None:
     """Write the adapters of a checkpoint as `peft` reads them.
 
+    What is beneath them has a name only if it is a Hugging Face folder as it was; otherwise a warning says what to do.
+
     Args:
         stored: The checkpoint.
         run: What it says about itself.
@@ -104,6 +109,12 @@ def write_peft(stored: StoredWeights, run: RunFacts, *, output: Path) -> None:
     write_safetensors(output / WEIGHTS_FILE, specs, tensors.items())
     modules = {name.removesuffix(".lora_A.weight").rpartition(".")[2] for name in tensors if ".lora_A." in name}
     config = _config(run.lora, modules=sorted(modules), base_model=run.hf_path)
+    if run.hf_path is None:
+        logger.warning(
+            "base_model_name_or_path is null in %s: the weights beneath the adapters are of no Hugging Face folder;"
+            " export the checkpoint that the run began with, and fill in its folder",
+            CONFIG_FILE,
+        )
     (output / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

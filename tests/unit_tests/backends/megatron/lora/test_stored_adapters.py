@@ -98,6 +98,34 @@ def test_only_adapters_are_merged(trained: Path) -> None:
         assert torch.equal(weight, after[name]) is not is_target, name
 
 
+def base_of(run: Path, output: Path, caplog: pytest.LogCaptureFixture) -> tuple[str | None, bool]:
+    """What the adapters of a run stand on, by their folder, and whether there was a warning."""
+    caplog.clear()
+    export_hf(run, output=output, tokenizer=str(DEMO_TOKENIZER), adapter_only=True)
+    base: str | None = json.loads((output / "adapter_config.json").read_text())["base_model_name_or_path"]
+    return base, "base_model_name_or_path is null in adapter_config.json" in caplog.text
+
+
+def test_the_model_beneath_is_named_as_long_as_it_is_that_model(
+    tiny: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_model(tmp_path / "hf", "qwen 2.5")
+    keys: dict[str, Any] = {**keys_of(tmp_path / "hf"), "lr": 0.05, "train_iters": 1, "lr_warmup_iters": 0}
+
+    def train(name: str, **start: Any) -> Path:
+        checkpoint: Path = tiny.run_tiny(tiny.tiny_config(tmp_path / name, **keys, **start)).checkpoint
+        return checkpoint
+
+    adapted = train("adapted", hf_path=str(tmp_path / "hf"), lora=LORA)
+    assert base_of(adapted, tmp_path / "first", caplog) == (str(tmp_path / "hf"), False)
+    further = train("further", load=adapted, finetune=True, lora=LORA)
+    assert base_of(further, tmp_path / "second", caplog) == (str(tmp_path / "hf"), False)
+    whole = train("whole", hf_path=str(tmp_path / "hf"))
+    on_whole = train("on whole", load=whole, finetune=True, lora=LORA)
+    assert base_of(on_whole, tmp_path / "third", caplog) == (None, True)
+    assert base_of(train("last", load=on_whole, finetune=True, lora=LORA), tmp_path / "fourth", caplog) == (None, True)
+
+
 def test_a_checkpoint_without_adapters_gives_none(tiny: ModuleType, tmp_path: Path) -> None:
     keys = {"train_iters": 1, "lr_warmup_iters": 0, "vocab_size": 1030}
     checkpoint = tiny.run_tiny(tiny.tiny_config(tmp_path, **keys)).checkpoint
